@@ -155,6 +155,13 @@ void convert_into(const TensorView& v, To* to) {
 }  // namespace
 
 template <class T>
+void widen_into(const TensorView& view, T* to) {
+  convert_into(view, to);
+}
+template void widen_into<float>(const TensorView&, float*);
+template void widen_into<double>(const TensorView&, double*);
+
+template <class T>
 std::vector<T> widen(const TensorView& view) {
   std::vector<T> values(static_cast<std::size_t>(view.size()));
   convert_into(view, values.data());

@@ -155,6 +155,12 @@ std::vector<T> widen(const TensorView& view);
 extern template std::vector<float> widen<float>(const TensorView&);
 extern template std::vector<double> widen<double>(const TensorView&);
 
+/// The same into `to`, which has room for view.size() elements.
+template <class T>
+void widen_into(const TensorView& view, T* to);
+extern template void widen_into<float>(const TensorView&, float*);
+extern template void widen_into<double>(const TensorView&, double*);
+
 /// Elements converted to `dtype` (f64, f32, bf16, f16), rounding to nearest even.
 Tensor convert(const TensorView& view, DType dtype);
 
