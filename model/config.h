@@ -31,8 +31,10 @@ struct RopeScaling {
   double beta_fast = 32.0;                            ///< yarn: turns over that context above which a frequency stays
   double beta_slow = 1.0;                             ///< yarn: turns below which it is divided by factor
   double mscale = 1.0;                                ///< yarn: cos and sin times m(mscale) / m(mscale_all_dim), ...
-  double mscale_all_dim = 0.0;             ///< ... and in MLA the softmax scale times m(mscale_all_dim)^2, any type
-  std::optional<double> attention_factor;  ///< yarn in MHA: replaces 0.1 ln(factor) + 1
+  double mscale_all_dim = 0.0;               ///< ... and in MLA the softmax scale times m(mscale_all_dim)^2, any type
+  std::optional<double> attention_factor{};  ///< yarn in MHA: replaces 0.1 ln(factor) + 1
+
+  bool operator==(const RopeScaling&) const = default;
 };
 
 /// Field names are HF's. Values given here are the defaults of `configuration_deepseek_v2.py` (DeepSeek-OCR), except
@@ -80,6 +82,8 @@ struct Config {
 
   Head head = Head::causal_lm;  ///< from `architectures`: *ForCausalLM, *ForSequenceClassification, *Model
   std::int64_t num_labels = 2;  ///< size of id2label; sequence classification only
+
+  bool operator==(const Config&) const = default;
 
   /// Reads `config.json` at `path` (the file, or the folder that holds it); language keys at top level or, alone, under
   /// `language_config`. Validated. Throws Error naming file, key, expected and found.

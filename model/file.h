@@ -1,0 +1,55 @@
+// Files that nobody vouches for, and files that appear whole or not at all.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <span>
+#include <string>
+#include <string_view>
+
+namespace dsv2 {
+
+/// Largest JSON text that is read (config, index, safetensors header): the limit of the safetensors format.
+inline constexpr std::int64_t kMaxJsonBytes = 100'000'000;
+
+/// The whole of a regular file. Throws Error naming the file when it is missing, not a regular file, not readable or
+/// larger than `max_bytes`.
+std::string read_text_file(const std::filesystem::path& path, std::int64_t max_bytes = kMaxJsonBytes);
+
+/// A regular file mapped for reading. Throws Error as read_text_file(). An empty file has no bytes.
+class MappedFile {
+ public:
+  explicit MappedFile(const std::filesystem::path& path);
+  ~MappedFile();
+  MappedFile(const MappedFile&) = delete;
+  MappedFile& operator=(const MappedFile&) = delete;
+
+  std::span<const std::byte> bytes() const { return {data_, size_}; }
+
+ private:
+  const std::byte* data_ = nullptr;
+  std::size_t size_ = 0;
+};
+
+/// Writes beside `path` and takes its name in commit(), so readers see the old file or the whole new one. Without
+/// commit() nothing is left behind. Throws Error naming the file and the system's reason.
+class AtomicFile {
+ public:
+  explicit AtomicFile(const std::filesystem::path& path);
+  ~AtomicFile();
+  AtomicFile(const AtomicFile&) = delete;
+  AtomicFile& operator=(const AtomicFile&) = delete;
+
+  void write(const void* data, std::size_t bytes);
+  void commit();
+
+ private:
+  std::filesystem::path path_, temporary_;
+  int fd_ = -1;
+};
+
+/// `text` as the whole of the file `path`, through AtomicFile.
+void write_text_file(const std::filesystem::path& path, std::string_view text);
+
+}  // namespace dsv2
