@@ -1,7 +1,7 @@
 # dsv2_library(NAME SOURCES...): a room of the house as the static library dsv2_NAME (alias dsv2::NAME).
 # dsv2_options(TARGET): warnings, sanitizers, and the include root, so that files name each other "room/file.h".
 function(dsv2_options target)
-  target_include_directories(${target} PUBLIC $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}> $<INSTALL_INTERFACE:include/dsv2>)
+  target_include_directories(${target} PUBLIC $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}>)
   target_compile_features(${target} PUBLIC cxx_std_20)
   target_compile_options(${target} PRIVATE -Wall -Wextra -Wshadow $<$<BOOL:${DSV2_WERROR}>:-Werror>)
   if(DSV2_SANITIZE)

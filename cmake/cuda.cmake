@@ -1,0 +1,10 @@
+# DSV2_CUDA looks for nvcc and says what it found; there is no CUDA source to build yet.
+option(DSV2_CUDA "Look for nvcc" OFF)
+if(DSV2_CUDA)
+  find_program(DSV2_NVCC nvcc HINTS "$ENV{CUDA_HOME}/bin" "$ENV{CUDA_PATH}/bin" /usr/local/cuda/bin)
+  if(DSV2_NVCC)
+    message(STATUS "dsv2: nvcc found (${DSV2_NVCC}); this version has no CUDA backend, building without it")
+  else()
+    message(STATUS "dsv2: nvcc not found; building without CUDA")
+  endif()
+endif()

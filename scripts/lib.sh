@@ -1,0 +1,38 @@
+# Sourced by the scripts: the root of the checkout, how to speak, how many jobs to run, and the build of a preset.
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+say() { printf '== %s\n' "$*" >&2; }
+die() {
+  printf 'error: %s\n' "$*" >&2
+  exit 1
+}
+
+# One job per processor, and per 1.5 GB of free memory: the largest Eigen files take about that.
+job_count() {
+  local cpus memory
+  cpus=$(nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 1)
+  memory=$(awk '/^MemAvailable/ {print int($2 / 1500000)}' /proc/meminfo 2>/dev/null || true)
+  : "${memory:=$cpus}"
+  ((memory >= 1)) || memory=1
+  echo $((cpus < memory ? cpus : memory))
+}
+
+# build PRESET [CMAKE OPTION...]: configures and builds build/PRESET, quietly unless something goes wrong. Only what
+# changed is built again. DSV2_CMAKE_ARGS holds further options for CMake.
+build() {
+  local preset=$1 log
+  shift
+  log=$root/build/$preset.log
+  mkdir -p "$root/build"
+  say "configure build/$preset"
+  # shellcheck disable=SC2086  # several options in one variable
+  (cd "$root" && cmake --preset "$preset" "$@" ${DSV2_CMAKE_ARGS:-}) >"$log" 2>&1 || {
+    tail -n 40 "$log" >&2
+    die "configuring failed (whole log: $log). After a change of compiler or system: rm -r $root/build/$preset"
+  }
+  say "build build/$preset with $(job_count) jobs"
+  cmake --build "$root/build/$preset" --parallel "$(job_count)" >>"$log" 2>&1 || {
+    grep -E -A 5 'error|Error|Killed' "$log" | head -n 60 >&2 || tail -n 40 "$log" >&2
+    die "building failed (whole log: $log)$(grep -q Killed "$log" && echo '; a compiler was killed: too little memory')"
+  }
+}
