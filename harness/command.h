@@ -12,9 +12,9 @@ namespace dsv2::harness {
 /// What `dsv2` returns to the shell.
 enum class ExitCode : std::uint8_t {
   passed = 0,
-  wrong = 1,            ///< a comparison failed
-  bad_input = 2,        ///< usage, unknown name, broken file, not enough memory; an Error that reaches main() gives this
-  slower = 3,           ///< compare: slower than allowed
+  wrong = 1,      ///< a comparison failed
+  bad_input = 2,  ///< usage, unknown name, broken file, not enough memory; an Error that reaches main() gives this
+  slower = 3,     ///< compare: slower than allowed
   nothing_checked = 4,  ///< no case, no backend that runs here, nothing to compare
 };
 

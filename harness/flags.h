@@ -1,0 +1,61 @@
+// Flags that several commands share.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "model/decoder.h"
+#include "model/weights.h"
+
+namespace dsv2::harness {
+
+/// --backend, --threads, --isa, --kv-dtype, --attention: which decoders, and how they run.
+class BackendFlags {
+ public:
+  void add_to(CLI::App& sub, std::string defaults);
+  /// In the order given. Throws Error for an unknown name.
+  std::vector<const Backend*> backends() const;
+  /// Throws Error naming the flag for a dtype, KV dtype or attention form that is not one.
+  Options options(std::string_view dtype) const;
+  int thread_count() const;  ///< as used: --threads, or every core this process may use
+
+ private:
+  std::vector<std::string> names_;
+  int threads_ = 0;
+  std::string isa_, kv_dtype_, attention_ = "auto";
+};
+
+/// --model DIR or --preset NAME with --seed and --dtype: where a command's model comes from.
+class ModelFlags {
+ public:
+  void add_to(CLI::App& sub);
+  Config config() const;  ///< throws Error unless exactly one of --model and --preset is given
+  /// The checkpoint, or weights drawn in `dtype`; rounded to it where it is lower than what is stored.
+  std::shared_ptr<const Weights> weights(const Config& config, DType dtype) const;
+  std::string label() const;  ///< the preset's name, or the folder's
+  bool random() const { return model_.empty(); }
+  std::uint64_t seed() const { return seed_; }
+  const std::string& model() const { return model_; }
+
+ private:
+  std::string model_, preset_;
+  std::uint64_t seed_ = 1;
+};
+
+/// f32, bf16, ...; throws Error naming `flag` and the known ones.
+DType parse_dtype_flag(std::string_view text, std::string_view flag);
+
+/// "1,2,3" as ids; throws Error naming `flag`.
+std::vector<std::int64_t> parse_ids(std::string_view text, std::string_view flag);
+
+/// argv of this process.
+std::vector<std::string> command_line();
+
+/// golden/ under the working folder, else in the checkout that this binary was built from.
+std::string default_golden_folder();
+
+}  // namespace dsv2::harness

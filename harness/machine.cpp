@@ -1,0 +1,211 @@
+#include "harness/machine.h"
+
+#include <omp.h>
+#include <sched.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <memory>
+#include <string>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace dsv2::harness {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+/// Keeps a value alive without storing it.
+template <class T>
+void keep(T& value) {
+  asm volatile("" : "+m"(value) : : "memory");
+}
+
+std::int64_t status_line_kib(const char* key) {
+  std::ifstream in("/proc/self/status");
+  for (std::string line; std::getline(in, line);)
+    if (line.starts_with(key)) return std::atoll(line.c_str() + std::strlen(key));
+  return 0;
+}
+
+// Twelve independent accumulators cover a latency of 4 at two issues a cycle with room to spare.
+constexpr int kAccumulators = 12;
+constexpr std::int64_t kRounds = 400000;
+
+double fma_portable() {
+  float a[kAccumulators] = {}, x = 1.0001f;
+  keep(x);
+  for (std::int64_t i = 0; i < kRounds; ++i)
+    for (float& v : a) v = v * x + x;
+  keep(a);
+  return 2.0 * kAccumulators * static_cast<double>(kRounds);
+}
+
+#if defined(__x86_64__)
+// Each returns the operations done: 2 per multiply-add and lane.
+__attribute__((target("avx2,fma"))) double fma_avx2() {
+  __m256 a[kAccumulators], x = _mm256_set1_ps(0.999f);
+  for (auto& v : a) v = x;
+  for (std::int64_t i = 0; i < kRounds; ++i)
+#pragma GCC unroll 12
+    for (auto& v : a) v = _mm256_fmadd_ps(v, x, x);
+  keep(a);
+  return 2.0 * 8 * kAccumulators * static_cast<double>(kRounds);
+}
+__attribute__((target("avx512f"))) double fma_avx512() {
+  __m512 a[kAccumulators], x = _mm512_set1_ps(0.999f);
+  for (auto& v : a) v = x;
+  for (std::int64_t i = 0; i < kRounds; ++i)
+#pragma GCC unroll 12
+    for (auto& v : a) v = _mm512_fmadd_ps(v, x, x);
+  keep(a);
+  return 2.0 * 16 * kAccumulators * static_cast<double>(kRounds);
+}
+__attribute__((target("avx512f,avx512bf16"))) double dot_bf16_avx512() {
+  __m512 a[kAccumulators];
+  __m512i bits = _mm512_set1_epi32(0x3f7f3f7f);
+  __m512bh x;
+  std::memcpy(&x, &bits, sizeof x);
+  for (auto& v : a) v = _mm512_setzero_ps();
+  for (std::int64_t i = 0; i < kRounds; ++i)
+#pragma GCC unroll 12
+    for (auto& v : a) v = _mm512_dpbf16_ps(v, x, x);
+  keep(a);
+  return 2.0 * 32 * kAccumulators * static_cast<double>(kRounds);
+}
+__attribute__((target("avx512f,avx512vnni"))) double dot_int8_avx512() {
+  __m512i a[kAccumulators], x = _mm512_set1_epi8(1);
+  for (auto& v : a) v = _mm512_setzero_si512();
+  for (std::int64_t i = 0; i < kRounds; ++i)
+#pragma GCC unroll 12
+    for (auto& v : a) v = _mm512_dpbusd_epi32(v, x, x);
+  keep(a);
+  return 2.0 * 64 * kAccumulators * static_cast<double>(kRounds);
+}
+__attribute__((target("avx2"))) double dot_int8_avx2() {
+  __m256i a[kAccumulators], x = _mm256_set1_epi8(1), ones = _mm256_set1_epi16(1);
+  keep(x);
+  for (auto& v : a) v = _mm256_setzero_si256();
+  for (std::int64_t i = 0; i < kRounds; ++i)
+#pragma GCC unroll 12
+    for (auto& v : a) v = _mm256_add_epi32(v, _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_xor_si256(v, x), x), ones));
+  keep(a);
+  return 2.0 * 32 * kAccumulators * static_cast<double>(kRounds);
+}
+__attribute__((target("avx2"))) std::int64_t sum_avx2(const char* from, std::int64_t bytes) {
+  __m256i s[4] = {};
+  for (std::int64_t i = 0; i + 128 <= bytes; i += 128)
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j)
+      s[j] = _mm256_add_epi64(s[j], _mm256_load_si256(reinterpret_cast<const __m256i*>(from + i) + j));
+  keep(s);
+  return _mm256_extract_epi64(s[0], 0);
+}
+#endif
+
+std::int64_t sum_portable(const char* from, std::int64_t bytes) {
+  std::int64_t sum[4] = {};
+  const auto* words = reinterpret_cast<const std::int64_t*>(from);
+  for (std::int64_t i = 0; i + 4 <= bytes / 8; i += 4)
+    for (int j = 0; j < 4; ++j) sum[j] += words[i + j];
+  return sum[0] + sum[1] + sum[2] + sum[3];
+}
+
+/// Best rate of all threads together, in operations per nanosecond.
+double peak(double (*kernel)(), int threads) {
+  double best = 0;
+  for (int pass = 0; pass < 6; ++pass) {
+    double operations = 0;
+    const auto start = Clock::now();
+#pragma omp parallel num_threads(threads) reduction(+ : operations)
+    operations += kernel();
+    best = std::max(best, operations / seconds_since(start) * 1e-9);
+  }
+  return best;
+}
+
+double read_bandwidth(int threads) {
+  constexpr std::int64_t kBytes = 512ll << 20;
+  struct Free {
+    void operator()(void* p) const { std::free(p); }
+  };
+  const std::unique_ptr<char, Free> buffer(static_cast<char*>(std::aligned_alloc(2 << 20, kBytes)));
+  if (!buffer) return 0;
+  auto* sum = sum_portable;
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx2")) sum = sum_avx2;
+#endif
+  const std::int64_t part = kBytes / threads / 4096 * 4096;
+  double best = 0;
+#pragma omp parallel num_threads(threads)
+  std::memset(buffer.get() + omp_get_thread_num() * part, 1, static_cast<std::size_t>(part));
+  for (int pass = 0; pass < 5; ++pass) {
+    std::int64_t total = 0;
+    const auto start = Clock::now();
+#pragma omp parallel num_threads(threads) reduction(+ : total)
+    total += sum(buffer.get() + omp_get_thread_num() * part, part);
+    keep(total);
+    best = std::max(best, static_cast<double>(part * threads) / seconds_since(start) * 1e-9);
+  }
+  return best;
+}
+
+Machine describe_machine() {
+  Machine m;
+  std::ifstream in("/proc/cpuinfo");
+  for (std::string line; std::getline(in, line);)
+    if (line.starts_with("model name")) {
+      m.cpu = line.substr(line.find(':') + 2);
+      break;
+    }
+  cpu_set_t set;
+  m.cores = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+  m.memory_bytes = static_cast<std::int64_t>(::sysconf(_SC_PHYS_PAGES)) * ::sysconf(_SC_PAGE_SIZE);
+  m.isa = "portable";
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) m.isa = "avx2";
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")) m.isa = "avx512";
+  if (m.isa == "avx512" && __builtin_cpu_supports("avx512vnni")) m.isa += "+vnni";
+  if (m.isa.starts_with("avx512") && __builtin_cpu_supports("avx512bf16")) m.isa += "+bf16";
+#endif
+  return m;
+}
+
+}  // namespace
+
+const Machine& machine() {
+  static const Machine m = describe_machine();
+  return m;
+}
+
+MachineLimits measure_limits(int threads) {
+  MachineLimits limits;
+  limits.read_bandwidth_gb_s = read_bandwidth(threads);
+  limits.peak_f32_gflop_s = peak(fma_portable, threads);
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+    limits.peak_f32_gflop_s = std::max(limits.peak_f32_gflop_s, peak(fma_avx2, threads));
+  if (__builtin_cpu_supports("avx2")) limits.peak_int8_gflop_s = peak(dot_int8_avx2, threads);
+  if (__builtin_cpu_supports("avx512f")) {
+    limits.peak_f32_gflop_s = std::max(limits.peak_f32_gflop_s, peak(fma_avx512, threads));
+    if (__builtin_cpu_supports("avx512bf16")) limits.peak_bf16_gflop_s = peak(dot_bf16_avx512, threads);
+    if (__builtin_cpu_supports("avx512vnni"))
+      limits.peak_int8_gflop_s = std::max(*limits.peak_int8_gflop_s, peak(dot_int8_avx512, threads));
+  }
+#endif
+  return limits;
+}
+
+std::int64_t resident_memory_bytes() { return status_line_kib("VmRSS:") * 1024; }
+std::int64_t peak_memory_bytes() { return status_line_kib("VmHWM:") * 1024; }
+void reset_peak_memory() { std::ofstream("/proc/self/clear_refs") << '5'; }
+
+}  // namespace dsv2::harness

@@ -1,0 +1,35 @@
+// The machine that a report was made on, and what it can do at best.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+namespace dsv2::harness {
+
+/// Measured with `threads` threads: what shares of the roof refer to.
+struct MachineLimits {
+  double read_bandwidth_gb_s = 0;  ///< streaming reads of a buffer far larger than the caches, best of several passes
+  double peak_f32_gflop_s = 0;     ///< independent FMAs in registers, widest ISA present
+  std::optional<double> peak_bf16_gflop_s;  ///< bf16 dot products into f32; absent where the CPU has none
+  std::optional<double> peak_int8_gflop_s;  ///< 8-bit dot products into 32 bits (an operation is a FLOP here)
+};
+
+struct Machine {
+  std::string cpu;  ///< model name as the kernel gives it
+  std::string isa;  ///< widest that the optimized CPU backend would choose
+  int cores = 0;    ///< available to this process
+  std::int64_t memory_bytes = 0;
+};
+
+const Machine& machine();
+/// Takes about half a second.
+MachineLimits measure_limits(int threads);
+
+/// Memory of this process now, and at its highest since reset_peak_memory(): VmRSS and VmHWM.
+std::int64_t resident_memory_bytes();
+std::int64_t peak_memory_bytes();
+/// Starts the high-water mark anew where the kernel allows it (/proc/self/clear_refs).
+void reset_peak_memory();
+
+}  // namespace dsv2::harness
