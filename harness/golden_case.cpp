@@ -103,7 +103,8 @@ GoldenCase GoldenCase::load(const fs::path& folder) {
   DSV2_CHECK(moe_layers == c.config.moe_layers(), source, ": moe_layers: expected ", to_string(c.config.moe_layers()),
              " as the configuration has it, found ", to_string(moe_layers));
   c.tensors_ = std::make_shared<const SafetensorsFile>(folder / require<std::string>(json, "tensors", source));
-  for (const auto& [tensor_name, value] : require<Json>(json, "tolerance", source).items()) {
+  const auto tolerances = require<Json>(json, "tolerance", source);
+  for (const auto& [tensor_name, value] : tolerances.items()) {
     DSV2_CHECK(value.is_number() && value.get<double>() >= 0, source, ": tolerance.", tensor_name,
                ": expected a number of at least 0, found ", value.dump());
     c.tolerance[tensor_name] = value.get<double>();

@@ -44,16 +44,18 @@ void check_labels(const TensorView& labels, const Config& c, const Call& call) {
 }
 
 void check_mask(const TensorView& mask, Call& call) {
-  expect_i64(mask, "attention_mask");
-  const Shape expected =
-      mask.shape.size() == 4 ? Shape{call.batch, 1, call.tokens, call.total} : Shape{call.batch, call.total};
-  DSV2_CHECK(mask.shape == expected, "attention_mask: expected shape ", to_string(Shape{call.batch, call.total}),
-             " or ", to_string(Shape{call.batch, 1, call.tokens, call.total}), ", found ", to_string(mask.shape));
-  const auto values = mask.as<std::int64_t>();
-  for (const std::int64_t value : values)
+  DSV2_CHECK(mask.dtype == DType::i64 || mask.dtype == DType::f32, "attention_mask: expected dtype i64 or f32, found ",
+             name(mask.dtype));
+  const Shape flat = {call.batch, call.total}, square = {call.batch, 1, call.tokens, call.total};
+  DSV2_CHECK(mask.shape == flat || mask.shape == square, "attention_mask: expected shape ", to_string(flat), " or ",
+             to_string(square), ", found ", to_string(mask.shape));
+  call.mask.resize(static_cast<std::size_t>(mask.size()));
+  for (std::size_t i = 0; i < call.mask.size(); ++i) {
+    const double value = mask.at(static_cast<std::int64_t>(i));
     DSV2_CHECK(value == 0 || value == 1, "attention_mask: expected 0 or 1, found ", value);
+    call.mask[i] = value == 1;
+  }
   call.mask_rank = static_cast<int>(mask.shape.size());
-  call.mask = values.data();
 }
 
 void fill_positions(const ForwardInput& input, Call& call) {

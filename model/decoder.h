@@ -40,7 +40,7 @@ struct ForwardInput {
   std::optional<TensorView> input_ids;      ///< [B,S] i64, 0 <= id < V
   std::optional<TensorView> inputs_embeds;  ///< [B,S,D] f32, f64 or bf16
   std::optional<TensorView>
-      attention_mask;  ///< i64 of 0 and 1. [B,T]: visible keys, on top of causality. [B,1,S,T]: replaces it
+      attention_mask;  ///< i64 or f32, 0 or 1. [B,T]: visible keys, on top of causality. [B,1,S,T]: replaces it
   std::optional<TensorView> position_ids;        ///< [B,S] or [1,S] i64, >= 0; default P..P+S-1
   std::optional<TensorView> labels;              ///< causal LM [B,S] (-100: left out); classification [B]
   KvCache* cache = nullptr;                      ///< extended by S tokens; null: none
@@ -102,13 +102,13 @@ struct Call {
 
   /// May query s (0..S-1) of sequence b attend to key t (0..T-1)? Causality (t <= P + s) and the mask.
   bool visible(std::int64_t b, std::int64_t s, std::int64_t t) const {
-    if (mask_rank == 4) return mask[(b * tokens + s) * total + t] != 0;
-    return t <= past + s && (mask_rank == 0 || mask[b * total + t] != 0);
+    if (mask_rank == 4) return mask[static_cast<std::size_t>((b * tokens + s) * total + t)] != 0;
+    return t <= past + s && (mask_rank == 0 || mask[static_cast<std::size_t>(b * total + t)] != 0);
   }
   /// Visible keys lie in 0..key_end(s)-1: P + s + 1, or T with a 4-D mask.
   std::int64_t key_end(std::int64_t s) const { return mask_rank == 4 ? total : past + s + 1; }
-  int mask_rank = 0;                   ///< 0, 2 or 4
-  const std::int64_t* mask = nullptr;  ///< the caller's attention_mask
+  int mask_rank = 0;               ///< 0, 2 or 4
+  std::vector<std::uint8_t> mask;  ///< attention_mask, element by element; empty without one
 };
 
 /// Position ids above this are refused: cos and sin of larger angles mean nothing in float32.
