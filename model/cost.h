@@ -12,7 +12,9 @@
 
 namespace dsv2 {
 
-/// The work to be priced. A FLOP is a FLOP: a fused multiply-add counts 2.
+/// The work to be priced. A FLOP is a FLOP: a fused multiply-add counts 2. Counted are the matrix products, attention,
+/// and of RoPE the products of positions and frequencies, as torch's counter sees it; norms, softmax, activations and
+/// residuals count as 0 FLOP, their bytes count. int8 and int4 matrices carry a bf16 scale for each group of 32.
 struct Workload {
   std::int64_t batch = 1;     ///< B sequences
   std::int64_t tokens = 1;    ///< S new tokens each
@@ -23,7 +25,7 @@ struct Workload {
   bool causal = false;          ///< true: attention counts visible pairs only; false: S*T pairs, as published counts do
   Logits logits = Logits::all;  ///< positions that get logits
   /// Distinct experts that a layer touches, as measured; absent: E(1-(1-k/E)^(B*S)), routing uniform.
-  std::optional<double> distinct_experts;
+  std::optional<double> distinct_experts = {};
 };
 
 struct Bytes {
