@@ -12,7 +12,9 @@ using nlohmann::json;
 
 constexpr std::size_t kMaxQuoted = 200;
 
+/// What nlohmann's exceptions say, without the tag that they start with.
 std::string one_line(std::string text) {
+  if (const auto tag = text.find("] "); tag != std::string::npos) text.erase(0, tag + 2);
   if (text.size() > 2 * kMaxQuoted) text = text.substr(0, 2 * kMaxQuoted) + "...";
   for (char& c : text)
     if (static_cast<unsigned char>(c) < 0x20) c = ' ';

@@ -54,12 +54,22 @@ class Checkpoint {
     const SafetensorsEntry* entry;
   };
   /// By HF's name, else by that name without "model.".
-  Found find(const std::string& name) const {
+  Found find(const std::string& name, const Shape& shape) const {
     for (const std::string_view spelling : {std::string_view(name), without_prefix(name)})
       if (const auto it = tensors_.find(spelling); it != tensors_.end()) return it->second;
-    fail(source_, ": tensor ", name, ": expected in this checkpoint, found no such tensor");
+    fail(source_, ": tensor ", name, ": expected shape ", to_string(shape), ", found no such tensor");
   }
   const std::vector<std::shared_ptr<const SafetensorsFile>>& files() const { return files_; }
+  /// Throws Error unless there is a tensor for every layer and expert: before memory is taken for those of a config
+  /// that claims millions.
+  void require_room_for(const Config& config) const {
+    const auto moe_layers = static_cast<std::int64_t>(config.moe_layers().size());
+    const std::int64_t least = config.num_hidden_layers + moe_layers * config.n_routed_experts.value_or(0);
+    const auto held = static_cast<std::int64_t>(tensors_.size());
+    DSV2_CHECK(least <= held, source_, ": expected at least ", least, " tensors for num_hidden_layers ",
+               config.num_hidden_layers, " and n_routed_experts ", config.n_routed_experts.value_or(0), ", found ",
+               held);
+  }
 
  private:
   void open_single(const std::filesystem::path& file) {
@@ -173,7 +183,8 @@ template <class T>
 void fill(T* out, std::int64_t n, std::uint64_t stream, const Fill& f) {
 #pragma omp parallel for schedule(static) if (n >= kParallelFrom)
   for (std::int64_t i = 0; i < n; ++i) {
-    const float value = f.mean + f.scale * draw(stream, i);
+    // In double the product is exact, so that a fused multiply-add changes nothing.
+    const auto value = static_cast<float>(double{f.mean} + double{f.scale} * draw(stream, i));
     if constexpr (std::is_same_v<T, bf16_t>)
       out[i] = to_bf16(value);
     else
@@ -220,12 +231,13 @@ std::shared_ptr<const Weights> Weights::load(const std::filesystem::path& path, 
                                              LoadReport* report, const Progress& progress) {
   config.validate();
   const Checkpoint checkpoint(path);
+  checkpoint.require_room_for(config);
   auto weights = std::make_shared<Weights>();
   const auto slots = slots_of(config, *weights);
   std::vector<Checkpoint::Found> found;
   std::set<const SafetensorsEntry*> used;
   for (const Slot& slot : slots) {
-    const auto [file, entry] = found.emplace_back(checkpoint.find(slot.name));
+    const auto [file, entry] = found.emplace_back(checkpoint.find(slot.name, slot.shape));
     const std::string where = concat(file->source(), ": tensor ", slot.name, ": ");
     DSV2_CHECK(entry->shape == slot.shape, where, "expected shape ", to_string(slot.shape), ", found ",
                to_string(entry->shape));

@@ -1,0 +1,11 @@
+# Copies the files below GOLDEN that match FILES into the flat folder INTO, where libFuzzer takes its seeds.
+file(REMOVE_RECURSE ${INTO})
+file(MAKE_DIRECTORY ${INTO})
+file(GLOB_RECURSE seeds RELATIVE ${GOLDEN} LIST_DIRECTORIES false ${GOLDEN}/bad_files/${FILES} ${GOLDEN}/bad_input/${FILES})
+if(NOT seeds)
+  message(FATAL_ERROR "no seeds match ${GOLDEN}/*/${FILES}")
+endif()
+foreach(seed ${seeds})
+  string(REPLACE "/" "_" name ${seed})
+  file(COPY_FILE ${GOLDEN}/${seed} ${INTO}/${name})
+endforeach()
