@@ -42,11 +42,7 @@ Options BackendFlags::options(std::string_view dtype) const {
                                        : DType::bf16;
   o.threads = thread_count();
   o.isa = isa_;
-  DSV2_CHECK(attention_ == "auto" || attention_ == "absorbed" || attention_ == "expanded",
-             "--attention: expected auto, absorbed or expanded, found ", attention_);
-  o.mla_form = attention_ == "absorbed"   ? MlaForm::absorbed
-               : attention_ == "expanded" ? MlaForm::expanded
-                                          : MlaForm::automatic;
+  o.mla_form = parse_mla_form(attention_);
   return o;
 }
 
@@ -79,6 +75,13 @@ std::string ModelFlags::label() const {
   if (model_.empty()) return preset_;
   const auto path = std::filesystem::absolute(model_).lexically_normal();
   return path.has_filename() ? path.filename().string() : path.parent_path().filename().string();
+}
+
+MlaForm parse_mla_form(std::string_view text) {
+  if (text == "auto") return MlaForm::automatic;
+  for (const MlaForm form : {MlaForm::absorbed, MlaForm::expanded})
+    if (text == name(form)) return form;
+  fail("--attention: expected auto, absorbed or expanded, found ", text);
 }
 
 DType parse_dtype_flag(std::string_view text, std::string_view flag) {

@@ -49,6 +49,9 @@ class ModelFlags {
 /// f32, bf16, ...; throws Error naming `flag` and the known ones.
 DType parse_dtype_flag(std::string_view text, std::string_view flag);
 
+/// auto, absorbed or expanded; throws Error naming --attention.
+MlaForm parse_mla_form(std::string_view text);
+
 /// "1,2,3" as ids; throws Error naming `flag`.
 std::vector<std::int64_t> parse_ids(std::string_view text, std::string_view flag);
 
