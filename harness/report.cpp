@@ -147,12 +147,14 @@ Json Report::to_json() const {
                     {"bf16", value_or_null(limits.peak_bf16_gflop_s)},
                     {"int8", value_or_null(limits.peak_int8_gflop_s)}}}};
   j["model"] = model;
-  Json& totals = j["totals"] = {{"passed", 0}, {"failed", 0}, {"skipped", 0}, {"error", 0}};
-  j["records"] = Json::array();
+  Json totals = {{"passed", 0}, {"failed", 0}, {"skipped", 0}, {"error", 0}}, rows = Json::array();
   for (const Record& r : records) {
-    totals[std::string(name(r.status))] = totals[std::string(name(r.status))].get<int>() + 1;
-    j["records"].push_back(r.to_json());
+    Json& count = totals[std::string(name(r.status))];
+    count = count.get<int>() + 1;
+    rows.push_back(r.to_json());
   }
+  j["totals"] = totals;
+  j["records"] = rows;
   j["exit_code"] = static_cast<int>(exit_code());
   return j;
 }

@@ -1,10 +1,25 @@
 // The CPU backend as a row of the backend table.
 #pragma once
 
+#include <span>
+#include <string_view>
+
 #include "model/decoder.h"
 
 namespace dsv2::cpu {
 
+/// Options::dtype f32 multiplies stored weights (f32, bf16; f16 widened once) exactly as they are. bf16 additionally
+/// lets matrices stored in bf16 meet rows rounded to bf16 where the machine has instructions for that; norms, softmax,
+/// gate and all sums stay f32. kv_dtype f32 or bf16. A result depends neither on threads nor on other sequences of the
+/// batch.
 Backend backend();
+
+/// An instruction set that kernels are built for.
+struct IsaInfo {
+  std::string_view name;  ///< as in Options::isa
+  bool runs_here;
+};
+/// From the plainest to the best.
+std::span<const IsaInfo> isas();
 
 }  // namespace dsv2::cpu

@@ -1,0 +1,28 @@
+// What the kernels' parameters share. Kernel sources are compiled once per instruction set, so the headers that they
+// include hold plain structs only: an inline function here could be emitted with instructions that a machine lacks.
+#pragma once
+
+#include <cstdint>
+
+namespace dsv2::cpu {
+
+/// Work items begin..end-1 of one call; each op says what an item is. Items do not depend on each other, and how they
+/// are split into calls changes no bit of the result.
+struct Range {
+  std::int64_t begin, end;
+};
+
+/// Element type of an array in memory.
+enum class Storage : std::uint8_t { f32, bf16 };
+
+/// How a matrix is multiplied, and therefore how the rows that meet it are packed (pack.h). Accumulation is f32.
+enum class Arithmetic : std::uint8_t {
+  f32,       ///< f32 matrix, rows f32
+  bf16,      ///< bf16 matrix widened exactly, rows f32: even and odd elements apart, as a 32-bit load widens them
+  bf16_dot,  ///< bf16 matrix, rows rounded to bf16: dot products of pairs (AVX-512 BF16)
+};
+
+/// Packed rows are padded with zeros to a multiple of this many elements.
+inline constexpr std::int64_t kPackedMultiple = 32;
+
+}  // namespace dsv2::cpu
