@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <exception>
 #include <map>
 #include <set>
 
@@ -321,10 +322,18 @@ std::shared_ptr<const Weights> Weights::rounded(std::shared_ptr<const Weights> w
   if (changed.empty()) return weights;
   require_memory(bytes, "rounded weights");
   auto converted = std::make_shared<std::vector<Tensor>>(changed.size());
+  std::exception_ptr failure;  // an exception must not leave the parallel region
+#pragma omp parallel for schedule(dynamic)
   for (std::size_t n = 0; n < changed.size(); ++n) {
-    TensorView& view = *slots[changed[n]].view;
-    view = ((*converted)[n] = convert(view, dtype)).view();
+    try {
+      TensorView& view = *slots[changed[n]].view;
+      view = ((*converted)[n] = convert(view, dtype)).view();
+    } catch (...) {
+#pragma omp critical
+      failure = std::current_exception();
+    }
   }
+  if (failure) std::rethrow_exception(failure);
   copy->storage_ = {std::move(weights), std::move(converted)};
   tie(config, *copy);
   return copy;
