@@ -399,6 +399,7 @@ void add_bench(CLI::App& app, ExitCode& code) {
   flags->backend.add_to(*sub, "cpu");
   sub->add_option("--dtype", flags->dtypes, "Of matrices and their arithmetic: f32, bf16 (default bf16)")
       ->delimiter(',')
+      ->allow_extra_args(false)
       ->default_str("bf16");
   sub->add_option("--prompt", flags->prompt,
                   "Tokens of a prefill; lists and ranges: 128,512 or 1-8*2 (default 512; 0: none)");

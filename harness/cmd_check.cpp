@@ -45,6 +45,14 @@ void discover(const fs::path& path, std::vector<fs::path>& cases, std::vector<fs
   for (const fs::path& p : below) discover(p, cases, sets);
 }
 
+std::regex parse_filter(const std::string& text) {
+  try {
+    return std::regex(text);
+  } catch (const std::regex_error& e) {
+    fail("--filter: expected a regular expression, found ", text, ": ", e.what());
+  }
+}
+
 /// Error sets are many small entries: one line a set and backend, and one for each entry that failed.
 void print_table(const std::vector<Record>& records, bool verbose, std::ostream& out) {
   Table table({"case", "phase", "backend", "dtype", "status", "tensors", "budget", "worst"});
@@ -76,7 +84,7 @@ void print_table(const std::vector<Record>& records, bool verbose, std::ostream&
 int run(const CheckFlags& flags) {
   std::vector<fs::path> cases, sets;
   for (const std::string& p : flags.paths) discover(p, cases, sets);
-  const std::regex filter(flags.filter);
+  const std::regex filter = parse_filter(flags.filter);
   const auto wanted = [&](std::string_view n) {
     return flags.filter.empty() || std::regex_search(n.begin(), n.end(), filter);
   };
@@ -145,6 +153,7 @@ void add_check(CLI::App& app, ExitCode& code) {
   flags->backend.add_to(*sub, "reference,cpu");
   sub->add_option("--dtype", flags->dtypes, "Of matrices and their arithmetic: f32, bf16 (default f32)")
       ->delimiter(',')
+      ->allow_extra_args(false)
       ->default_str("f32");
   sub->add_option("--filter", flags->filter, "Only cases and entries whose name matches this regular expression");
   sub->add_option("--json", flags->json, "Write the report here (-: stdout)");

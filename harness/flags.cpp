@@ -18,7 +18,8 @@ void BackendFlags::add_to(CLI::App& sub, std::string defaults) {
     from = to + 1;
   }
   sub.add_option("--backend", names_, "Backends, as `dsv2 backends` lists them (default " + defaults + ")")
-      ->delimiter(',');
+      ->delimiter(',')
+      ->allow_extra_args(false);
   sub.add_option("--threads", threads_, "Threads of the optimized backends (default: every core)")
       ->check(CLI::Range(0, 4096));
   sub.add_option("--isa", isa_, "Instruction set of the cpu backend (default: the best this machine has)");

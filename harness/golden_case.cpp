@@ -117,7 +117,7 @@ GoldenCase GoldenCase::load(const fs::path& folder) {
                    c.tensors_->source());
   };
   std::set<std::string> seen, used_caches;
-  for (const Json& j : require<Json>(json, "calls", source)) {
+  for (const Json& j : require<std::vector<Json>>(json, "calls", source)) {
     GoldenCall call;
     call.id = require<std::string>(j, "id", source);
     const std::string where = source + ": call " + call.id;
@@ -147,7 +147,7 @@ GoldenCase GoldenCase::load(const fs::path& folder) {
     c.has_bf16_outputs = c.has_bf16_outputs || !call.outputs_bf16.empty();
     c.calls.push_back(std::move(call));
   }
-  for (const Json& j : require<Json>(json, "generate", source)) {
+  for (const Json& j : require<std::vector<Json>>(json, "generate", source)) {
     GoldenGeneration g;
     g.id = require<std::string>(j, "id", source);
     const std::string where = source + ": generate " + g.id;

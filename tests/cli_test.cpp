@@ -1,0 +1,261 @@
+// The command as a user runs it: exit codes, the line on stderr, what lands where.
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+
+#include <array>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "model/file.h"
+#include "model/safetensors.h"
+#include "temporary_folder.h"
+
+namespace dsv2 {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::json;
+using testing::TemporaryFolder;
+
+const std::string kGolden = std::string(DSV2_SOURCE_DIR) + "/golden";
+
+struct Outcome {
+  int code;
+  std::string out, err;
+};
+
+Outcome dsv2(const std::string& arguments) {
+  const TemporaryFolder folder;
+  const std::string err = (folder.path() / "err").string();
+  std::FILE* pipe = ::popen((std::string(DSV2_BINARY) + " " + arguments + " 2>" + err).c_str(), "r");
+  Outcome run;
+  std::array<char, 4096> buffer;
+  for (std::size_t n; (n = std::fread(buffer.data(), 1, buffer.size(), pipe)) > 0;) run.out.append(buffer.data(), n);
+  const int status = ::pclose(pipe);
+  run.code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+  run.err = read_text_file(err);
+  return run;
+}
+
+Json read(const fs::path& file) { return Json::parse(read_text_file(file)); }
+
+void expect_one_line(const Outcome& run, const std::string& word) {
+  EXPECT_EQ(run.code, 2) << run.out << run.err;
+  EXPECT_NE(run.err.find(word), std::string::npos) << run.err;
+  EXPECT_EQ(std::count(run.err.begin(), run.err.end(), '\n'), 1) << run.err;
+}
+
+/// A copy of a golden case in which one value of a tensor's expectation is changed.
+fs::path tampered(const TemporaryFolder& folder, const std::string& name, const std::string& tensor, float by) {
+  const fs::path copy = folder.path() / name;
+  fs::copy(kGolden + "/cases/" + name, copy, fs::copy_options::recursive);
+  std::vector<Tensor> kept;
+  std::vector<NamedTensor> all;
+  {
+    const SafetensorsFile file(copy / "golden.safetensors");
+    for (const std::string& n : file.names()) {
+      Tensor t(file.view(n).dtype, file.view(n).shape);
+      std::memcpy(t.data(), file.view(n).data, static_cast<std::size_t>(file.view(n).bytes()));
+      if (n == tensor) t.as<float>()[7] += by;
+      kept.push_back(std::move(t));
+    }
+    for (std::size_t i = 0; i < kept.size(); ++i) all.push_back({file.names()[i], kept[i].view()});
+  }
+  fs::remove(copy / "golden.safetensors");
+  write_safetensors(copy / "golden.safetensors", all);
+  return copy;
+}
+
+TEST(Check, GoldenCasesPassOnBothBackends) {
+  const TemporaryFolder folder;
+  const std::string report = (folder.path() / "r.json").string();
+  const Outcome run = dsv2("check " + kGolden + " --json " + report);
+  EXPECT_EQ(run.code, 0) << run.out << run.err;
+  const Json j = read(report);
+  EXPECT_EQ(j.at("exit_code"), 0);
+  EXPECT_GE(j.at("totals").at("passed").get<int>(), 2 * 36);
+  EXPECT_EQ(j.at("totals").at("failed"), 0);
+  for (const Json& r : j.at("records")) {
+    EXPECT_EQ(r.at("status"), "passed") << r.dump();
+    if (r.at("op") == "decoder") {
+      EXPECT_LT(r.at("budget_used").get<double>(), 1) << r.dump();
+      EXPECT_GT(r.at("median_ns").get<double>(), 0) << r.dump();
+    }
+  }
+}
+
+TEST(Check, LowPrecisionPasses) {
+  const Outcome run = dsv2("check " + kGolden + "/cases --dtype bf16 --backend cpu");
+  EXPECT_EQ(run.code, 0) << run.out << run.err;
+}
+
+TEST(Check, EveryExpectationCanFail) {
+  for (const char* tensor :
+       {"full.logits", "full.hidden_states.1", "full.router_logits.1", "prefill.cache.0.k_pe", "greedy.logits"}) {
+    const TemporaryFolder folder;
+    const fs::path copy = tampered(folder, "mla_tiny", tensor, 1e-3f);
+    const std::string report = (folder.path() / "r.json").string();
+    const Outcome run = dsv2("check " + copy.string() + " --json " + report);
+    EXPECT_EQ(run.code, 1) << tensor << run.out << run.err;
+    EXPECT_NE(run.out.find("first divergence: " + std::string(tensor)), std::string::npos) << run.out;
+    for (const Json& r : read(report).at("records"))  // no speed without correctness
+      if (r.at("status") == "failed") {
+        EXPECT_TRUE(r.at("median_ns").is_null() && r.at("prefill_tokens_per_s").is_null() &&
+                    r.at("decode_tokens_per_s").is_null())
+            << r.dump();
+      }
+  }
+}
+
+TEST(Check, NaNInTheExpectationIsABrokenCase) {
+  const TemporaryFolder folder;
+  const fs::path copy = tampered(folder, "mla_tiny", "full.logits", std::nanf(""));
+  expect_one_line(dsv2("check --backend cpu " + copy.string()), "full.logits");
+}
+
+TEST(Check, NothingCheckedIsNotSuccess) {
+  const TemporaryFolder folder;
+  EXPECT_EQ(dsv2("check " + folder.path().string()).code, 4);
+  EXPECT_EQ(dsv2("check " + kGolden + "/cases --filter no_such_case").code, 4);
+  const fs::path copy = folder.path() / "top1";
+  fs::copy(kGolden + "/cases/top1", copy, fs::copy_options::recursive);
+  Json j = read(copy / "case.json");
+  for (Json& call : j["calls"]) call["outputs"] = Json::object();
+  std::ofstream(copy / "case.json") << j;
+  EXPECT_EQ(dsv2("check " + copy.string()).code, 4);
+}
+
+TEST(Check, BadUse) {
+  expect_one_line(dsv2("check no/such/place"), "no/such/place");
+  expect_one_line(dsv2("check --backend quantum " + kGolden + "/cases/top1"), "quantum");
+  expect_one_line(dsv2("check --dtype f33 " + kGolden + "/cases/top1"), "f33");
+  expect_one_line(dsv2("check --filter '(' " + kGolden + "/cases/top1"), "--filter");
+  EXPECT_EQ(dsv2("check --no-such-flag").code, 2);
+  EXPECT_EQ(dsv2("").code, 2);
+}
+
+TEST(Check, BrokenCases) {
+  const TemporaryFolder folder;
+  const auto broken = [&](const std::string& key, const Json& value, const std::string& word) {
+    const fs::path copy = folder.path() / "c";
+    fs::remove_all(copy);
+    fs::copy(kGolden + "/cases/top1", copy, fs::copy_options::recursive);
+    Json j = read(copy / "case.json");
+    j[key] = value;
+    std::ofstream(copy / "case.json") << j;
+    expect_one_line(dsv2("check " + copy.string()), word);
+  };
+  broken("format", "dsv2-golden/2", "dsv2-golden/2");
+  broken("head", "regression", "head");
+  broken("moe_layers", {1}, "moe_layers");
+  broken("tensors", "missing.safetensors", "missing.safetensors");
+  broken("calls", 3, "calls");
+  std::ofstream(folder.path() / "c" / "case.json") << "{\"format\":";
+  expect_one_line(dsv2("check " + (folder.path() / "c").string()), "case.json");
+}
+
+TEST(Check, JsonOnStdoutIsJson) {
+  const Outcome run = dsv2("check --json - " + kGolden + "/cases/top1");
+  EXPECT_EQ(run.code, 0);
+  EXPECT_EQ(Json::parse(run.out).at("schema_version"), 1);
+}
+
+TEST(Files, BrokenCheckpointsAreRefusedByEveryCommand) {
+  const fs::path files = kGolden + "/bad_files";
+  for (const char* file : {"nan_weight.safetensors", "truncated_data.safetensors", "header_length_2_63.safetensors",
+                           "missing_tensor.safetensors"}) {
+    const TemporaryFolder folder;
+    fs::copy(files / "base", folder.path(), fs::copy_options::recursive);
+    fs::copy(files / file, folder.path() / "model.safetensors", fs::copy_options::overwrite_existing);
+    const std::string dir = folder.path().string();
+    for (const std::string& command :
+         {"inspect " + dir, "bench --prompt 4 --generate 1 --model " + dir, "generate --prompt-ids 1,2 --model " + dir})
+      expect_one_line(dsv2(command), "model.safetensors");
+  }
+}
+
+TEST(Bench, ChecksWhatItTimes) {
+  const TemporaryFolder folder;
+  const std::string report = (folder.path() / "b.json").string();
+  const Outcome run = dsv2(
+      "bench --preset tiny-mla --prompt 8,16 --depth 0,8 --generate 3 --batch 1-2 --backend reference,cpu --dtype "
+      "f32,bf16 --json " +
+      report);
+  EXPECT_EQ(run.code, 0) << run.out << run.err;
+  const Json j = read(report);
+  EXPECT_EQ(j.at("records").size(), 2u * 2 * 2 * (2 + 2));
+  for (const Json& r : j.at("records")) {
+    EXPECT_EQ(r.at("status"), "passed") << r.dump();
+    EXPECT_GT(r.at(r.at("phase") == "prefill" ? "prefill_tokens_per_s" : "decode_tokens_per_s").get<double>(), 0);
+    EXPECT_GT(r.at("kv_bytes").get<std::int64_t>(), 0);
+    EXPECT_GT(r.at("flops").get<double>(), 0);
+  }
+}
+
+TEST(Bench, BadUse) {
+  expect_one_line(dsv2("bench"), "--preset");
+  expect_one_line(dsv2("bench --preset no-such-preset"), "no-such-preset");
+  expect_one_line(dsv2("bench --preset tiny-mha --prompt 5-1"), "--prompt");
+  expect_one_line(dsv2("bench --preset tiny-mha --batch 0"), "--batch");
+  expect_one_line(dsv2("bench --preset tiny-mha --isa z80"), "z80");
+  expect_one_line(dsv2("bench --preset deepseek-v3 --prompt 4"), "GB");  // 1.3 TB do not fit
+}
+
+TEST(Cost, JsonHasTheKeysThatScriptsRelyOn) {
+  const Outcome run = dsv2("cost --preset ocr-mla-40l --context 8192 --json -");
+  ASSERT_EQ(run.code, 0) << run.err;
+  const Json j = Json::parse(run.out);
+  for (const char* key : {"parameters", "flops", "bytes", "kv_bytes_per_token", "kv_bytes", "layers", "claims"})
+    EXPECT_TRUE(j.contains(key)) << key;
+  EXPECT_NEAR(j.at("flops").get<double>(), 98e9, 0.05e9);
+  EXPECT_EQ(j.at("claims").at(0).at("claimed"), 14.13e12);
+  double sum = 0;
+  for (const Json& layer : j.at("layers")) sum += layer.at("flops").get<double>();
+  EXPECT_EQ(sum, j.at("flops").get<double>());
+  expect_one_line(dsv2("cost --preset ocr-mla-40l --tokens 10 --context 5"), "--context");
+  EXPECT_EQ(dsv2("cost --preset ocr-mla-40l --batch 0").code, 2);
+}
+
+TEST(InitInspectGenerate, RoundTrip) {
+  const TemporaryFolder folder;
+  const std::string dir = (folder.path() / "m").string(), json = (folder.path() / "i.json").string();
+  ASSERT_EQ(dsv2("init --preset tiny-mha --seed 3 --dtype bf16 --out " + dir).code, 0);
+  expect_one_line(dsv2("init --preset tiny-mha --out " + dir), "not empty");
+  ASSERT_EQ(dsv2("inspect " + dir + " --json " + json).code, 0);
+  EXPECT_GT(read(json).at("tensors_used").get<int>(), 10);
+  const std::string prompt = " --prompt-ids 1,2,3 --eos none --max-new-tokens 8";
+  const Outcome a = dsv2("generate --model " + dir + prompt),
+                b = dsv2("generate --preset tiny-mha --seed 3 --dtype bf16 --kv-dtype f32" + prompt);
+  const Outcome c = dsv2("generate --backend reference --model " + dir + prompt);
+  EXPECT_EQ(a.code, 0) << a.err;
+  EXPECT_EQ(std::count(a.out.begin(), a.out.end(), ','), 7);
+  EXPECT_EQ(a.out, c.out);
+  EXPECT_EQ(b.code, 0) << b.err;
+  expect_one_line(dsv2("generate --model " + dir + " --prompt-ids 1,x"), "--prompt-ids");
+  expect_one_line(dsv2("generate --model " + dir + " --prompt-ids 99999999"), "input_ids");
+  expect_one_line(dsv2("generate --model " + dir + " --prompt-ids 1 --max-new-tokens 0"), "max_new_tokens");
+}
+
+TEST(Dump, WritesTapsAndLogits) {
+  const TemporaryFolder folder;
+  const std::string out = (folder.path() / "d.safetensors").string();
+  ASSERT_EQ(dsv2("dump --preset tiny-mla --prompt-ids 1,2,3 --out " + out).code, 0);
+  const SafetensorsFile file(out);
+  for (const char* name :
+       {"logits", "layers.0", "layers.1.mlp.gate.topk_idx", "norm", "layers.0.self_attn.attn_weights"})
+    EXPECT_TRUE(file.find(name)) << name;
+}
+
+TEST(Backends, AreListed) {
+  const Outcome run = dsv2("backends --json -");
+  ASSERT_EQ(run.code, 0);
+  const Json j = Json::parse(run.out);
+  EXPECT_EQ(j.at("backends").at(0).at("name"), "reference");
+  EXPECT_EQ(j.at("backends").at(1).at("name"), "cpu");
+  EXPECT_NE(dsv2("--version").out.find("dsv2 0."), std::string::npos);
+}
+
+}  // namespace
+}  // namespace dsv2
