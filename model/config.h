@@ -95,7 +95,10 @@ struct Config {
   /// config.json with every key written out, readable by HF and by load().
   std::string to_json() const;
 
-  /// Throws Error naming the first field whose value cannot be computed with, and `source`.
+  /// Throws Error naming the first field whose value cannot be computed with, and `source`. Sizes have limits, so that
+  /// no product of them overflows: vocab_size 2^24, widths and ranks 2^16 (intermediate_size 2^20), layers, heads, head
+  /// dims and experts 2^12. Fields that the model does not use (MLA's in MHA, the gate's in a dense model) may be
+  /// anything.
   void validate(std::string_view source = "config") const;
 
   bool is_moe_layer(std::int64_t layer) const;  ///< QUIRKS 10
