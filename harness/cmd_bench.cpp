@@ -67,17 +67,18 @@ Tensor last_ids(const TensorView& ids, std::int64_t tokens) {
   return last;
 }
 
-bool router_idx(std::string_view tap) { return tap.ends_with(".gate.topk_idx"); }
-
 /// Mean over the MoE layers of how many different experts a step used; nullopt for a dense model.
 std::optional<double> distinct_experts(const RecordingSink& routes) {
   if (routes.all().empty()) return std::nullopt;
   double sum = 0;
+  int layers = 0;
   for (const auto& [tap, idx] : routes.all()) {
+    if (!tap.ends_with(".topk_idx")) continue;
     const auto ids = idx.as<std::int64_t>();
     sum += static_cast<double>(std::set<std::int64_t>(ids.begin(), ids.end()).size());
+    ++layers;
   }
-  return sum / static_cast<double>(routes.all().size());
+  return sum / layers;
 }
 
 class Bench {
@@ -106,7 +107,7 @@ class Bench {
       const auto cache = decoder_->make_cache(B, S);
       input.input.cache = cache.get();
       input.input.logits = Logits::last;
-      RecordingSink routes(router_idx), right_routes(router_idx);
+      RecordingSink routes(is_router_tap), right_routes(is_router_tap);
       input.input.taps = &routes;
       const ForwardOutput got = decoder_->forward(input.input);
       distinct_ = distinct_experts(routes);
@@ -179,7 +180,7 @@ class Bench {
         cache->truncate(depth);
         for (const Comparison& c : alone.comparisons()) r.add(c);
       }
-      RecordingSink routes(router_idx);
+      RecordingSink routes(is_router_tap);
       step.input.taps = &routes;
       const ForwardOutput got = decoder_->forward(step.input);
       step.input.taps = nullptr;
@@ -268,16 +269,12 @@ class Bench {
   Selection same_routes(const RecordingSink& got, const RecordingSink& want, std::int64_t B, std::int64_t S,
                         std::int64_t tail) const {
     Selection same(static_cast<std::size_t>(B * tail), true);
-    for (const auto& [tap, right] : want.all()) {
-      const Tensor* mine = got.find(tap);
-      if (!mine) continue;
-      const std::int64_t k = right.dim(1);
-      for (std::int64_t b = 0; b < B; ++b)
-        for (std::int64_t s = 0; s < tail; ++s)
-          for (std::int64_t j = 0; j < k; ++j)
-            if (mine->at((b * S + S - tail + s) * k + j) != right.at((b * tail + s) * k + j))
-              std::fill(same.begin() + b * tail + s, same.begin() + (b + 1) * tail, false);
-    }
+    for (std::int64_t b = 0; b < B; ++b)
+      for (std::int64_t s = 0; s < tail; ++s)
+        if (route_change(got, b * S + S - tail + s, want, b * tail + s, config_)) {
+          std::fill(same.begin() + b * tail + s, same.begin() + (b + 1) * tail, false);
+          break;
+        }
     return same;
   }
 

@@ -20,10 +20,6 @@ constexpr double kLowPrecisionBound = 0.025;  // else: relative L2 from the doub
 
 bool low_precision(const Options& o) { return o.dtype != DType::f32; }
 
-bool is_router_tap(std::string_view name) {
-  return name.ends_with(".gate.logits") || name.ends_with(".gate.topk_idx") || name.ends_with(".gate.topk_weight");
-}
-
 std::string layer_name(std::string pattern, std::int64_t layer) {
   if (const auto at = pattern.find("{i}"); at != std::string::npos) pattern.replace(at, 3, std::to_string(layer));
   return pattern;
@@ -190,6 +186,23 @@ class CaseRun {
     }
   }
 
+  /// Other experts are excused where the gate's logits are as near as low precision gets them, and counted.
+  static Comparison judge_change(const RouteChange& change, std::int64_t row) {
+    Comparison c;
+    c.name = concat("layers.", change.layer, ".mlp.gate.topk_idx");
+    c.worst = {row};
+    c.rule = concat("other experts only where the gate's logits are within ", 2 * kLowPrecisionBound, " (relative L2)");
+    c.relative_l2 = change.logits_distance;
+    c.bound = 2 * kLowPrecisionBound;
+    c.budget_used = c.relative_l2 / c.bound;
+    c.passed = c.relative_l2 <= c.bound;
+    c.zeros = true;
+    if (!c.passed)
+      c.reason =
+          concat("token ", row, " chose other experts, and its logits are off by ", c.relative_l2, " (relative L2)");
+    return c;
+  }
+
   /// Flags [B,S] that count: `valid`, less the rows from a token on that chose other experts than the oracle.
   std::vector<bool> flags_of(const std::optional<Tensor>& valid, const Result& tested, const Result* oracle,
                              Caches& caches, std::int64_t B, std::int64_t S, Record& record) {
@@ -205,14 +218,12 @@ class CaseRun {
       bool gone = caches.diverged[static_cast<std::size_t>(b)];
       for (std::int64_t s = 0; s < S; ++s) {
         const auto row = static_cast<std::size_t>(b * S + s);
-        for (const std::int64_t i : config_.moe_layers()) {
-          const std::string idx = concat("layers.", i, ".mlp.gate.topk_idx");
-          const Tensor *got = tested.router.find(idx), *want = oracle->router.find(idx);
-          if (!got || !want || got->shape() != want->shape()) continue;
-          const std::int64_t k = want->dim(1);
-          for (std::int64_t j = 0; j < k; ++j)
-            gone = gone || (flags[row] && got->at(static_cast<std::int64_t>(row) * k + j) !=
-                                              want->at(static_cast<std::int64_t>(row) * k + j));
+        if (!gone && flags[row]) {
+          const auto at = static_cast<std::int64_t>(row);
+          if (const auto change = route_change(tested.router, at, oracle->router, at, config_)) {
+            gone = true;
+            record.add(judge_change(*change, at));
+          }
         }
         if (gone && flags[row]) {
           flags[row] = false;

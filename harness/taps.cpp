@@ -16,6 +16,29 @@ const Tensor* RecordingSink::find(std::string_view name) const {
   return it == tensors_.end() ? nullptr : &it->second;
 }
 
+bool is_router_tap(std::string_view tap) {
+  return tap.ends_with(".gate.logits") || tap.ends_with(".gate.topk_idx") || tap.ends_with(".gate.topk_weight");
+}
+
+std::optional<RouteChange> route_change(const RecordingSink& got, std::int64_t got_row, const RecordingSink& want,
+                                        std::int64_t want_row, const Config& config) {
+  const auto row_of = [](const RecordingSink& sink, const std::string& tap, std::int64_t row) {
+    const Tensor* t = sink.find(tap);
+    DSV2_CHECK(t, tap, ": not recorded");
+    std::vector<double> values;
+    for (std::int64_t i = row * t->dim(1); i < (row + 1) * t->dim(1); ++i) values.push_back(t->at(i));
+    return values;
+  };
+  for (const std::int64_t layer : config.moe_layers()) {
+    const std::string gate = concat("layers.", layer, ".mlp.gate.");
+    if (row_of(got, gate + "topk_idx", got_row) == row_of(want, gate + "topk_idx", want_row)) continue;
+    const auto g = row_of(got, gate + "logits", got_row), w = row_of(want, gate + "logits", want_row);
+    const Shape shape{static_cast<std::int64_t>(g.size())};
+    return RouteChange{layer, relative_l2({DType::f64, shape, g.data()}, {DType::f64, shape, w.data()})};
+  }
+  return std::nullopt;
+}
+
 std::int64_t reduction_length(std::string_view tap, const Config& c, std::int64_t total) {
   const std::int64_t D = c.hidden_size, F = c.moe_intermediate_size;
   const auto is = [&](std::string_view op) { return tap.ends_with(op); };

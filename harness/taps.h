@@ -52,6 +52,19 @@ class ForcingSink final : public TapSink {
   std::set<std::string, std::less<>> seen_;
 };
 
+/// gate.logits, topk_idx or topk_weight of some layer: what a RecordingSink keeps to compare routing.
+bool is_router_tap(std::string_view tap);
+
+/// A token that two decoders route differently.
+struct RouteChange {
+  std::int64_t layer;      ///< the first in which they do
+  double logits_distance;  ///< relative L2 of the token's gate logits there: small, or the gate itself is wrong
+};
+/// Compares token `got_row` of one recording with token `want_row` of another; nullopt when every layer agrees. Throws
+/// Error when a recording lacks a MoE layer's gate.
+std::optional<RouteChange> route_change(const RecordingSink& got, std::int64_t got_row, const RecordingSink& want,
+                                        std::int64_t want_row, const Config& config);
+
 /// How many products the op behind a tap sums, from its tapped input on.
 std::int64_t reduction_length(std::string_view tap, const Config& config, std::int64_t total);
 
