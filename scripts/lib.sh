@@ -17,8 +17,8 @@ job_count() {
   echo $((cpus < memory ? cpus : memory))
 }
 
-# build PRESET [CMAKE OPTION...]: configures and builds build/PRESET, quietly unless something goes wrong. Only what
-# changed is built again. DSV2_CMAKE_ARGS holds further options for CMake.
+# build PRESET [TARGET...]: configures and builds build/PRESET (default: all of it), quietly unless something goes wrong.
+# Only what changed is built again. DSV2_CMAKE_ARGS holds further options for CMake.
 build() {
   local preset=$1 log
   shift
@@ -26,12 +26,12 @@ build() {
   mkdir -p "$root/build"
   say "configure build/$preset"
   # shellcheck disable=SC2086  # several options in one variable
-  (cd "$root" && cmake --preset "$preset" "$@" ${DSV2_CMAKE_ARGS:-}) >"$log" 2>&1 || {
+  (cd "$root" && cmake --preset "$preset" ${DSV2_CMAKE_ARGS:-}) >"$log" 2>&1 || {
     tail -n 40 "$log" >&2
     die "configuring failed (whole log: $log). After a change of compiler or system: rm -r $root/build/$preset"
   }
-  say "build build/$preset with $(job_count) jobs"
-  cmake --build "$root/build/$preset" --parallel "$(job_count)" >>"$log" 2>&1 || {
+  say "build ${*:-everything} in build/$preset with $(job_count) jobs"
+  cmake --build "$root/build/$preset" --parallel "$(job_count)" ${1:+--target "$@"} >>"$log" 2>&1 || {
     grep -E -A 5 'error|Error|Killed' "$log" | head -n 60 >&2 || tail -n 40 "$log" >&2
     die "building failed (whole log: $log)$(grep -q Killed "$log" && echo '; a compiler was killed: too little memory')"
   }
