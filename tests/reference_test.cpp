@@ -5,11 +5,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
 #include <functional>
 #include <limits>
 #include <map>
+#include <memory>
 #include <random>
-#include <set>
 #include <string>
 #include <vector>
 
@@ -395,6 +396,66 @@ TEST_P(Reference, AbsorbedEqualsExpanded) {
   for (std::size_t i = 0; i < a.attentions.size(); ++i)
     EXPECT_LE(difference(a.attentions[i], e.attentions[i]), kSameSums) << i;
   EXPECT_EQ(difference(run(ids).logits, e.logits), 0) << "automatic is expanded";
+}
+
+/// Rows of [K * d, ...] in groups of d, each group `times` times over.
+Tensor repeat_groups(const TensorView& t, std::int64_t d, std::int64_t times) {
+  Shape shape = t.shape;
+  shape[0] *= times;
+  Tensor out(t.dtype, shape);
+  const std::int64_t group = t.bytes() / t.dim(0) * d;
+  for (std::int64_t g = 0; g < shape[0] / d; ++g)
+    std::memcpy(static_cast<char*>(out.data()) + g * group, static_cast<const char*>(t.data) + g / times * group,
+                static_cast<std::size_t>(group));
+  return out;
+}
+
+TEST_P(Reference, GroupedKeysEqualRepeatedKeys) {
+  if (config.use_mla) GTEST_SKIP() << "MLA has one latent for all heads";
+  const std::int64_t times = config.num_attention_heads / config.num_key_value_heads, d = config.head_dim();
+  ASSERT_GT(config.num_key_value_heads, 1);
+  ASSERT_GT(times, 1);
+  Config ungrouped = config;
+  ungrouped.num_key_value_heads = config.num_attention_heads;
+  const auto repeated = std::make_shared<Weights>();
+  repeated->embed_tokens = weights->embed_tokens, repeated->norm = weights->norm, repeated->lm_head = weights->lm_head;
+  repeated->layers = weights->layers;
+  std::vector<Tensor> storage;
+  for (LayerWeights& layer : repeated->layers) {
+    for (LinearWeights* projection : {&layer.self_attn.k_proj, &layer.self_attn.v_proj}) {
+      for (TensorView* view : {&projection->weight, &projection->bias})
+        *view = storage.emplace_back(repeat_groups(*view, d, times)).view();
+    }
+  }
+  const Tensor ids = draw_ids(2, 5);
+  const auto out = backend().create(ungrouped, repeated, {})->forward(asking_for_all(ids));
+  EXPECT_LE(difference(out.logits, run(ids).logits), kSameSums);
+}
+
+TEST_P(Reference, LatentNormsHaveAnEpsOfTheirOwn) {
+  if (!config.use_mla) GTEST_SKIP() << "MHA has no latents";
+  Config c = config;
+  c.rms_norm_eps = 0.5;
+  build(c);
+  std::map<std::string, std::vector<double>> taps;
+  Sink sink([&](const std::string& name, const TensorView& view, void*) {
+    if (view.dtype == DType::f64) taps[name] = widen<double>(view);
+  });
+  const Tensor ids = draw_ids(1, 3);
+  ForwardInput in = asking_for_all(ids);
+  in.taps = &sink;
+  decoder->forward(in);
+  const std::string attn = "layers.0.self_attn.";
+  const auto expect_norm = [&](const std::string& before, const std::string& after, std::int64_t width,
+                               const TensorView& weight) {
+    const auto in_cols = static_cast<Eigen::Index>(taps.at(attn + before).size()) / 3;
+    const MatrixD x = Eigen::Map<MatrixD>(taps.at(attn + before).data(), 3, in_cols).leftCols(width);
+    const MatrixD found = Eigen::Map<MatrixD>(taps.at(attn + after).data(), 3, width);
+    EXPECT_EQ(found, rms_norm(x, weight, 1e-6)) << after;
+  };
+  const AttentionWeights& w = weights->layers[0].self_attn;
+  expect_norm("kv_a_proj_with_mqa", "kv_a_layernorm", c.kv_lora_rank, w.kv_a_layernorm);
+  if (c.q_lora_rank) expect_norm("q_a_proj", "q_a_layernorm", *c.q_lora_rank, w.q_a_layernorm);
 }
 
 TEST_P(Reference, ChunksEqualTheWhole) {
