@@ -5,6 +5,7 @@
 #include "harness/flags.h"
 #include "harness/generate.h"
 #include "harness/report.h"
+#include "harness/statistics.h"
 #include "harness/table.h"
 
 namespace dsv2::harness {
@@ -43,7 +44,7 @@ int run(const GenerateFlags& flags) {
   const Generation g = generate(*decoder, std::move(input), wish);
   if (stream) std::cout << '\n';
   const double prefill_s = static_cast<double>(g.prefill_ns) * 1e-9;
-  const double step_ns = g.step_ns.empty() ? 0 : quartiles(g.step_ns).median;
+  const double step_ns = g.step_ns.empty() ? 0 : median({g.step_ns.begin(), g.step_ns.end()});
   std::cerr << "prefill " << prompt.size() << " tokens in " << fixed(prefill_s * 1e3, 1) << " ms ("
             << fixed(static_cast<double>(prompt.size()) / prefill_s, 1) << " tokens/s)";
   if (step_ns > 0)

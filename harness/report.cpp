@@ -58,20 +58,9 @@ void Record::add(const Comparison& c) {
   }
 }
 
-Quartiles quartiles(std::vector<std::int64_t> samples) {
-  DSV2_CHECK(!samples.empty(), "quartiles of no samples");
-  std::sort(samples.begin(), samples.end());
-  const auto at = [&](double share) {
-    const double position = share * static_cast<double>(samples.size() - 1);
-    const auto below = static_cast<std::size_t>(position);
-    const std::size_t above = std::min(below + 1, samples.size() - 1);
-    const double low = static_cast<double>(samples[below]), high = static_cast<double>(samples[above]);
-    return low + (position - static_cast<double>(below)) * (high - low);
-  };
-  return {at(0), at(0.25), at(0.5), at(0.75), at(1)};
-}
+double Record::median_ns() const { return quartiles_ns().median; }
 
-double Record::median_ns() const { return quartiles(samples_ns).median; }
+Quartiles Record::quartiles_ns() const { return quartiles({samples_ns.begin(), samples_ns.end()}); }
 
 Json Record::to_json() const {
   const bool timed = status == Status::passed && !samples_ns.empty();
@@ -108,11 +97,12 @@ Json Record::to_json() const {
   j["samples_ns"] = timed ? Json(samples_ns) : Json::array();
   j["median_ns"] = timed ? Json(median_ns()) : Json(nullptr);
   if (timed) {
-    const Quartiles q = quartiles(samples_ns);
+    const Quartiles q = quartiles_ns();
     j["quartiles_ns"] = {q.min, q.lower, q.median, q.upper, q.max};
   } else {
     j["quartiles_ns"] = nullptr;
   }
+  j["noise_floor"] = timed ? value_or_null(noise_floor) : Json(nullptr);
   j["prefill_tokens_per_s"] = rate("prefill");
   j["decode_tokens_per_s"] = rate("decode");
   j["gflop_s"] = timed && flops ? finite_or_null(*flops / median_ns()) : Json(nullptr);

@@ -12,6 +12,7 @@
 #include "harness/compare.h"
 #include "harness/json.h"
 #include "harness/machine.h"
+#include "harness/statistics.h"
 #include "model/cost.h"
 
 namespace dsv2::harness {
@@ -52,20 +53,16 @@ struct Record {
   std::optional<std::int64_t> kv_bytes, resident_memory_bytes, peak_memory_bytes;
   std::optional<double> tokens;  ///< processed by one sample, over the batch
   std::vector<std::int64_t> samples_ns;
+  std::optional<double> noise_floor;  ///< largest relative difference of medians between repeats of the measurement
   std::optional<double> share_of_roof;
   std::string roof;  ///< what that share refers to
 
   /// Books one comparison: status becomes passed or failed, and failures keeps what failed.
   void add(const Comparison& comparison);
   double median_ns() const;
+  Quartiles quartiles_ns() const;  ///< throws Error without samples
   Json to_json() const;
 };
-
-/// min, lower quartile, median, upper quartile, max. Throws Error for an empty list.
-struct Quartiles {
-  double min, lower, median, upper, max;
-};
-Quartiles quartiles(std::vector<std::int64_t> samples);
 
 struct Report {
   std::vector<std::string> argv;
