@@ -158,6 +158,32 @@ ExitCode Report::exit_code() const {
   return any(Status::passed) ? ExitCode::passed : ExitCode::nothing_checked;
 }
 
+Json read_report(const std::filesystem::path& file) {
+  Json report = read_json(file);
+  const std::string source = file.string();
+  DSV2_CHECK(report.is_object() && report.contains("schema_version") && report.contains("records"), source,
+             ": expected a report of dsv2, found ", report.is_object() ? "no schema_version and records" : "no object");
+  const int version = require<int>(report, "schema_version", source);
+  DSV2_CHECK(version == kReportSchemaVersion, source, ": schema_version: expected ", kReportSchemaVersion, ", found ",
+             version);
+  require<std::vector<std::string>>(report, "argv", source);
+  require<std::string>(report, "time", source);
+  for (const std::string_view key : {"name", "version", "git_sha", "compiler", "compile_flags", "build_type"})
+    require<std::string>(require<Json>(report, "tool", source), key, source + ": tool");
+  const Json measured = require<Json>(report, "machine", source);
+  for (const std::string_view key : {"cpu", "isa"}) require<std::string>(measured, key, source + ": machine");
+  for (const std::string_view key : {"cores", "threads", "memory_bytes"})
+    require<std::int64_t>(measured, key, source + ": machine");
+  DSV2_CHECK(require<Json>(measured, "peak_gflop_s", source + ": machine").is_object(), source,
+             ": machine: peak_gflop_s: expected an object");
+  const Json& records = report["records"];
+  DSV2_CHECK(records.is_array(), source, ": records: expected an array, found ", records.type_name());
+  for (std::size_t i = 0; i < records.size(); ++i)
+    for (const std::string_view key : {"name", "op", "backend", "dtype", "status"})
+      require<std::string>(records[i], key, concat(source, ": records[", i, "]"));
+  return report;
+}
+
 std::string timestamp() {
   const std::time_t now = std::time(nullptr);
   std::tm utc{};

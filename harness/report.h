@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <filesystem>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -76,6 +77,10 @@ struct Report {
   /// passed, wrong, bad_input or nothing_checked, from the records' states: a failure outweighs a refused input.
   ExitCode exit_code() const;
 };
+
+/// A report from a file, its keys in the order written. Throws Error naming the file: not JSON, not a report of dsv2,
+/// of another schema version, or without what reports/schema.json requires of machine and records.
+Json read_report(const std::filesystem::path& file);
 
 /// "now" as ISO 8601 in UTC.
 std::string timestamp();
