@@ -376,8 +376,8 @@ int run(const BenchFlags& flags) {
   if (!flags.json.empty()) write_output(flags.json, report.to_json().dump(1) + "\n");
   std::ostream& out = flags.json == "-" ? std::cerr : std::cout;
   const MachineLimits& l = report.limits;
-  out << flags.model.label() << ": " << si(static_cast<double>(parameters.total), "parameters") << ", "
-      << si(static_cast<double>(parameters.active), "active") << "; " << machine().cpu << ", " << machine().isa << ", "
+  out << flags.model.label() << ": " << si(static_cast<double>(parameters.total), "") << " parameters, "
+      << si(static_cast<double>(parameters.active), "") << " active; " << machine().cpu << ", " << machine().isa << ", "
       << report.threads << " threads, reads " << fixed(l.read_bandwidth_gb_s, 1) << " GB/s, f32 peak "
       << fixed(l.peak_f32_gflop_s, 0) << " GFLOP/s\n\n";
   print_table(report, out);

@@ -11,7 +11,7 @@ namespace dsv2::harness {
 namespace {
 
 struct CostFlags {
-  std::string model, preset, dtype = "bf16", kv_dtype = "bf16", attention = "auto", json;
+  std::string model, preset, dtype = "bf16", kv_dtype = "bf16", attention = "auto", logits = "all", json;
   Workload work{.context = 8192};
 };
 
@@ -26,18 +26,34 @@ std::vector<Claim> claims(const std::string& preset, const Workload& w, const Co
   if (preset != "ocr-mla-40l" || w.batch != 1 || w.tokens != 1 || w.context != 8192) return {};
   return {{14.13e12, c.flops,
            "the design notes charge the MLPs of 8,192 tokens to one token: 39 MoE layers x 354.3 GFLOP (2 routed + 2 "
-           "shared experts) + "
-           "225.5 GFLOP (dense layer), to which the attention of one token over the latent adds 40 x 2.15 GFLOP; one "
-           "token's MLPs take "
-           "1/8,192 of that"}};
+           "shared experts) + 225.5 GFLOP (dense layer), to which the attention of one token over the latent adds "
+           "40 x 2.15 GFLOP; one token's MLPs take 1/8,192 of that"}};
 }
 
 Json bytes_json(const Bytes& b) {
   return {{"weights", b.weights}, {"kv", b.kv}, {"activations", b.activations}, {"total", b.total()}};
 }
 
-Json to_json(const CostFlags& flags, const std::string& label, const ParameterCount& parameters, const Cost& c,
+struct Parameters {
+  ParameterCount count;
+  std::int64_t head;                       ///< matrix of its own; 0 when tied or absent
+  std::int64_t attention;                  ///< of a layer
+  std::optional<std::int64_t> dense, moe;  ///< MLP of a layer of that kind, where there is one
+};
+
+Parameters parameters_of(const Config& c) {
+  Config headless = c;
+  headless.head = Head::none;
+  const ParameterCount count = count_parameters(c);
+  Parameters p{count, count.total - count_parameters(headless).total, attention_parameters(c), {}, {}};
+  for (std::int64_t i = 0; i < c.num_hidden_layers; ++i)
+    if (auto& kind = c.is_moe_layer(i) ? p.moe : p.dense; !kind) kind = mlp_parameters(c, i);
+  return p;
+}
+
+Json to_json(const CostFlags& flags, const std::string& label, const Parameters& parameters, const Cost& c,
              const std::vector<Claim>& found) {
+  const auto or_null = [](const std::optional<std::int64_t>& n) { return n ? Json(*n) : Json(nullptr); };
   Json j;
   j["schema_version"] = kReportSchemaVersion;
   j["argv"] = command_line();
@@ -45,8 +61,14 @@ Json to_json(const CostFlags& flags, const std::string& label, const ParameterCo
   j["workload"] = {
       {"batch", flags.work.batch},     {"tokens", flags.work.tokens},
       {"context", flags.work.context}, {"dtype", flags.dtype},
-      {"kv_dtype", flags.kv_dtype},    {"attention", c.mla_form == MlaForm::automatic ? "mha" : name(c.mla_form)}};
-  j["parameters"] = {{"total", parameters.total}, {"active", parameters.active}};
+      {"kv_dtype", flags.kv_dtype},    {"logits", flags.logits},
+      {"causal", flags.work.causal},   {"attention", c.mla_form == MlaForm::automatic ? "mha" : name(c.mla_form)}};
+  j["parameters"] = {{"total", parameters.count.total},
+                     {"active", parameters.count.active},
+                     {"without_head", parameters.count.total - parameters.head},
+                     {"attention", parameters.attention},
+                     {"dense_mlp", or_null(parameters.dense)},
+                     {"moe_mlp", or_null(parameters.moe)}};
   j["flops"] = c.flops;
   j["bytes"] = bytes_json(c.bytes);
   j["kv_bytes_per_token"] = c.kv_bytes_per_token;
@@ -70,13 +92,17 @@ Json to_json(const CostFlags& flags, const std::string& label, const ParameterCo
   return j;
 }
 
-void print(const CostFlags& flags, const std::string& label, const ParameterCount& parameters, const Cost& c,
+void print(const CostFlags& flags, const std::string& label, const Parameters& parameters, const Cost& c,
            const std::vector<Claim>& found, std::ostream& out) {
   const Workload& w = flags.work;
-  out << label << ": " << si(static_cast<double>(parameters.total), "parameters") << " (head included), "
-      << si(static_cast<double>(parameters.active), "active for a token") << "\nbatch " << w.batch << ", " << w.tokens
-      << " new token" << (w.tokens > 1 ? "s" : "") << ", context " << w.context << ", weights " << flags.dtype
-      << ", KV " << flags.kv_dtype;
+  const auto number = [](std::int64_t n) { return si(static_cast<double>(n), ""); };
+  out << label << ": " << number(parameters.count.total) << " parameters (" << number(parameters.head)
+      << " of them the head), " << number(parameters.count.active) << " active for a token\na layer: attention "
+      << number(parameters.attention);
+  if (parameters.dense) out << ", dense MLP " << number(*parameters.dense);
+  if (parameters.moe) out << ", MoE " << number(*parameters.moe);
+  out << "\nbatch " << w.batch << ", " << w.tokens << " new token" << (w.tokens > 1 ? "s" : "") << ", context "
+      << w.context << ", weights " << flags.dtype << ", KV " << flags.kv_dtype;
   if (c.mla_form != MlaForm::automatic) out << ", MLA " << name(c.mla_form);
   out << "\n\n";
   Table table({"layer", "count", "op", "FLOP", "weights", "KV", "activations"});
@@ -97,6 +123,13 @@ void print(const CostFlags& flags, const std::string& label, const ParameterCoun
         << "\n  " << claim.why << '\n';
 }
 
+Logits parse_logits(std::string_view text) {
+  if (text == "none") return Logits::none;
+  if (text == "last") return Logits::last;
+  if (text == "all") return Logits::all;
+  fail("--logits: expected none, last or all, found ", text);
+}
+
 int run(CostFlags flags) {
   DSV2_CHECK(flags.model.empty() != flags.preset.empty(), "--model, --preset: expected exactly one of them, found ",
              flags.model.empty() ? "neither" : "both");
@@ -104,10 +137,15 @@ int run(CostFlags flags) {
   flags.work.dtype = parse_dtype_flag(flags.dtype, "--dtype");
   flags.work.kv_dtype = parse_dtype_flag(flags.kv_dtype, "--kv-dtype");
   flags.work.mla_form = parse_mla_form(flags.attention);
+  flags.work.logits = parse_logits(flags.logits);
+  DSV2_CHECK(config.use_mla || flags.work.mla_form == MlaForm::automatic,
+             "--attention: expected auto for a model "
+             "without MLA, found ",
+             flags.attention);
   DSV2_CHECK(flags.work.context >= flags.work.tokens, "--context: expected at least the ", flags.work.tokens,
              " new tokens (it counts them), found ", flags.work.context);
   const Cost c = cost(config, flags.work);
-  const ParameterCount parameters = count_parameters(config);
+  const Parameters parameters = parameters_of(config);
   const auto found = claims(flags.preset, flags.work, c);
   const std::string label = flags.model.empty() ? flags.preset : flags.model;
   if (!flags.json.empty()) write_output(flags.json, to_json(flags, label, parameters, c, found).dump(1) + "\n");
@@ -131,6 +169,9 @@ void add_cost(CLI::App& app, ExitCode& code) {
   sub->add_option("--kv-dtype", flags->kv_dtype, "Of the KV cache (default bf16)");
   sub->add_option("--attention", flags->attention, "MLA: auto (fewer FLOPs), absorbed or expanded (default auto)");
   sub->add_flag("--causal", flags->work.causal, "Count visible pairs only, not S x T as published counts do");
+  sub->add_option("--logits", flags->logits, "Positions that get logits: none, last or all (default all)");
+  sub->add_option("--distinct-experts", flags->work.distinct_experts,
+                  "Experts that a layer touches, as measured (default: what uniform routing gives)");
   sub->add_option("--json", flags->json, "Write the figures here (-: stdout)");
   sub->callback([flags, &code] { code = static_cast<ExitCode>(run(*flags)); });
 }

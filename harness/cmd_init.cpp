@@ -36,7 +36,7 @@ int run(const InitFlags& flags) {
       config, flags.seed, dtype, [&](std::int64_t done, std::int64_t total) { progress.show(done, total, "tensors"); });
   progress.clear();
   weights->save(out, config);
-  std::cout << flags.out << ": " << si(static_cast<double>(count_parameters(config).total), "parameters") << ", "
+  std::cout << flags.out << ": " << si(static_cast<double>(count_parameters(config).total), "") << " parameters, "
             << si(static_cast<double>(weights->bytes(config)), "B") << ", seed " << flags.seed << '\n';
   return 0;
 }

@@ -70,8 +70,8 @@ int run(const InspectFlags& flags) {
             << "  attention   " << attention_kind(c) << '\n'
             << "  experts     " << experts_kind(c) << '\n'
             << "  RoPE        " << name(c.rope_scaling.type) << ", theta " << c.rope_theta << '\n'
-            << "  parameters  " << si(static_cast<double>(parameters.total), "") << "("
-            << si(static_cast<double>(parameters.active), "active") << ")\n"
+            << "  parameters  " << si(static_cast<double>(parameters.total), "") << " ("
+            << si(static_cast<double>(parameters.active), "") << " active)\n"
             << "  bytes      ";
   for (const auto& [dtype, n] : bytes) std::cout << ' ' << si(static_cast<double>(n), "B") << " in " << dtype;
   std::cout << "\n  tensors     " << report.tensors << " used from " << report.files << " file"

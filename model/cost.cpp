@@ -6,12 +6,27 @@
 namespace dsv2 {
 namespace {
 
-/// visit(name, shape) for every tensor of the model.
+/// visit(name, shape, count) for every tensor of the model; one layer stands for all of its kind, so that the time does
+/// not grow with what a config claims.
 template <class Visit>
 void for_each_tensor_shape(const Config& config, Visit&& visit) {
-  Weights shapes;
-  for_each_tensor(config, shapes,
-                  [&](const std::string& name, const Shape& shape, const TensorView&) { visit(name, shape); });
+  const auto moe = static_cast<std::int64_t>(config.moe_layers().size()), dense = config.num_hidden_layers - moe;
+  Config one = config;
+  one.num_hidden_layers = 1;
+  one.first_k_dense_replace = 0;
+  bool first = true;
+  const auto walk = [&](std::optional<std::int64_t> experts, std::int64_t layers) {
+    if (layers == 0) return;
+    one.n_routed_experts = experts;
+    Weights shapes;
+    for_each_tensor(one, shapes, [&](const std::string& name, const Shape& shape, const TensorView&) {
+      const bool in_layer = name.starts_with("model.layers.");
+      if (in_layer || first) visit(name, shape, in_layer ? layers : 1);
+    });
+    first = false;
+  };
+  walk(std::nullopt, dense);
+  walk(config.n_routed_experts, moe);
 }
 
 constexpr double kActivationBytes = 4;  // activations are f32 in every backend
@@ -29,7 +44,7 @@ double vector_bytes(DType dtype) { return std::max(bits(dtype), bits(DType::bf16
 /// E(1 - (1 - k/E)^N): how many experts N tokens touch when each draws k of E uniformly.
 double expected_distinct(std::int64_t experts, std::int64_t per_token, double tokens) {
   const auto E = static_cast<double>(experts);
-  return E * (1 - std::pow(1 - static_cast<double>(per_token) / E, tokens));
+  return -E * std::expm1(tokens * std::log1p(-static_cast<double>(per_token) / E));
 }
 
 class Pricer {
@@ -48,7 +63,7 @@ class Pricer {
   LayerCost embedding() {
     begin("embedding");
     const double row = static_cast<double>(c_.hidden_size);
-    add("embedding", "embed_tokens", 0, N_ * row * vector_bytes(w_.dtype), 0, N_ * row);
+    add("embedding", "embed_tokens", 0, N_ * row * matrix_bytes(w_.dtype), 0, N_ * row);
     return end();
   }
 
@@ -60,11 +75,13 @@ class Pricer {
       mla(form);
     else
       mha();
+    residual("self_attn.residual");
     norm("post_attention_layernorm", D);
     if (c_.is_moe_layer(index))
       moe();
     else
       mlp("mlp", "mlp", static_cast<double>(c_.intermediate_size), N_, 1);
+    residual("mlp.residual");
     return end();
   }
 
@@ -73,7 +90,7 @@ class Pricer {
     const double D = static_cast<double>(c_.hidden_size);
     norm("norm", D);
     if (c_.head == Head::sequence_classification) {
-      linear("score", "score", static_cast<double>(c_.num_labels), D, w_.logits == Logits::none ? 0 : N_, false);
+      linear("score", "score", static_cast<double>(c_.num_labels), D, w_.logits == Logits::none ? 0 : B_, false);
     } else if (c_.head == Head::causal_lm && w_.logits != Logits::none) {
       linear("lm_head", "lm_head", static_cast<double>(c_.vocab_size), D, w_.logits == Logits::last ? B_ : N_, false);
     }
@@ -96,10 +113,10 @@ class Pricer {
     layer_.ops.push_back({std::move(op), std::move(name), flops, {weights, kv, activations * kActivationBytes}});
   }
 
-  void norm(const std::string& name, double width, double rows = -1) {
-    const double n = rows < 0 ? N_ : rows;
-    add("rms_norm", name, 0, width * vector_bytes(w_.dtype), 0, 2 * n * width);
+  void norm(const std::string& name, double width) {
+    add("rms_norm", name, 0, width * vector_bytes(w_.dtype), 0, 2 * N_ * width);
   }
+  void residual(const std::string& name) { add("add", name, 0, 0, 0, 3 * N_ * static_cast<double>(c_.hidden_size)); }
   void linear(const std::string& op, const std::string& name, double out, double in, double rows, bool bias) {
     add(op, name, 2 * rows * out * in,
         rows > 0 ? out * in * matrix_bytes(w_.dtype) + (bias ? out * vector_bytes(w_.dtype) : 0) : 0, 0,
@@ -183,10 +200,14 @@ class Pricer {
   LayerCost layer_;
 };
 
-void check(const Workload& w) {
+void check(const Config& c, const Workload& w) {
   DSV2_CHECK(w.batch >= 1, "batch: expected at least 1, found ", w.batch);
   DSV2_CHECK(w.tokens >= 1, "tokens: expected at least 1, found ", w.tokens);
   DSV2_CHECK(w.context >= w.tokens, "context: expected at least the ", w.tokens, " new tokens, found ", w.context);
+  if (!w.distinct_experts) return;
+  const auto most = static_cast<double>(c.n_routed_experts.value_or(0));
+  DSV2_CHECK(*w.distinct_experts > 0 && *w.distinct_experts <= most, "distinct_experts: expected more than 0, at most ",
+             most, ", found ", *w.distinct_experts);
 }
 
 Cost price(const Config& c, const Workload& w, MlaForm form) {
@@ -209,11 +230,11 @@ Cost price(const Config& c, const Workload& w, MlaForm form) {
     total.bytes += {n * layer.bytes.weights, n * layer.bytes.kv, n * layer.bytes.activations};
   }
   total.kv_bytes_per_token = static_cast<double>(kv_bytes_per_token(c, w.kv_dtype));
-  total.kv_bytes = static_cast<double>(w.batch * w.context) * total.kv_bytes_per_token;
-  for_each_tensor_shape(c, [&](const std::string& name, const Shape& shape) {
+  total.kv_bytes = static_cast<double>(w.batch) * static_cast<double>(w.context) * total.kv_bytes_per_token;
+  for_each_tensor_shape(c, [&](const std::string& name, const Shape& shape, std::int64_t layers) {
     const bool matrix = shape.size() == 2 && !name.ends_with(".gate.weight");
     total.weight_bytes +=
-        static_cast<double>(element_count(shape)) * (matrix ? matrix_bytes(w.dtype) : vector_bytes(w.dtype));
+        static_cast<double>(layers * element_count(shape)) * (matrix ? matrix_bytes(w.dtype) : vector_bytes(w.dtype));
   });
   return total;
 }
@@ -228,7 +249,7 @@ Bytes& Bytes::operator+=(const Bytes& other) {
 }
 
 Cost cost(const Config& config, const Workload& work) {
-  check(work);
+  check(config, work);
   if (!config.use_mla || work.mla_form != MlaForm::automatic) return price(config, work, work.mla_form);
   Cost absorbed = price(config, work, MlaForm::absorbed), expanded = price(config, work, MlaForm::expanded);
   return absorbed.flops <= expanded.flops ? absorbed : expanded;
@@ -236,8 +257,8 @@ Cost cost(const Config& config, const Workload& work) {
 
 ParameterCount count_parameters(const Config& c) {
   ParameterCount count;
-  for_each_tensor_shape(c, [&](const std::string& name, const Shape& shape) {
-    const std::int64_t n = element_count(shape);
+  for_each_tensor_shape(c, [&](const std::string& name, const Shape& shape, std::int64_t layers) {
+    const std::int64_t n = layers * element_count(shape);
     count.total += n;
     const bool lookup = name == "model.embed_tokens.weight" && !(c.tie_word_embeddings && c.head == Head::causal_lm);
     if (!lookup && name.find(".mlp.experts.") == std::string::npos) count.active += n;
@@ -249,22 +270,24 @@ ParameterCount count_parameters(const Config& c) {
 
 namespace {
 
-std::int64_t parameters_under(const Config& c, const std::string& prefix) {
+/// Of one layer, of the tensors under `module`.
+std::int64_t layer_parameters(Config c, bool moe, const std::string& module) {
+  c.num_hidden_layers = 1;
+  c.first_k_dense_replace = 0;
+  if (!moe) c.n_routed_experts.reset();
   std::int64_t sum = 0;
-  for_each_tensor_shape(c, [&](const std::string& name, const Shape& shape) {
-    if (name.starts_with(prefix)) sum += element_count(shape);
+  for_each_tensor_shape(c, [&](const std::string& name, const Shape& shape, std::int64_t) {
+    if (name.starts_with("model.layers.0." + module)) sum += element_count(shape);
   });
   return sum;
 }
 
 }  // namespace
 
-std::int64_t attention_parameters(const Config& config) {
-  return parameters_under(config, "model.layers.0.self_attn.");
-}
+std::int64_t attention_parameters(const Config& config) { return layer_parameters(config, false, "self_attn."); }
 
 std::int64_t mlp_parameters(const Config& config, std::int64_t layer) {
-  return parameters_under(config, concat("model.layers.", layer, ".mlp."));
+  return layer_parameters(config, config.is_moe_layer(layer), "mlp.");
 }
 
 }  // namespace dsv2

@@ -19,7 +19,7 @@ struct Workload {
   std::int64_t batch = 1;     ///< B sequences
   std::int64_t tokens = 1;    ///< S new tokens each
   std::int64_t context = 1;   ///< T: keys that the last new token sees, itself included (so T = P + S)
-  DType dtype = DType::bf16;  ///< of the matrices; norms and the gate are f32
+  DType dtype = DType::bf16;  ///< as stored; of int8 and int4, norms, biases and the gate stay bf16
   DType kv_dtype = DType::bf16;
   MlaForm mla_form = MlaForm::automatic;  ///< automatic: the form with fewer FLOPs for this workload
   bool causal = false;          ///< true: attention counts visible pairs only; false: S*T pairs, as published counts do
@@ -31,7 +31,7 @@ struct Workload {
 struct Bytes {
   double weights = 0;      ///< read once per step; of the experts only the distinct ones
   double kv = 0;           ///< read and written
-  double activations = 0;  ///< inputs and outputs of each op, once each
+  double activations = 0;  ///< inputs and outputs of each op, once each, in f32; attention scores stay where they are
   double total() const { return weights + kv + activations; }
   Bytes& operator+=(const Bytes& other);
 };
@@ -67,8 +67,10 @@ struct ParameterCount {
 };
 
 ParameterCount count_parameters(const Config& config);
+/// Throws Error naming the field of a workload that is none.
 Cost cost(const Config& config, const Workload& work);
-/// Parameters of one part, for figures quoted by part: attention of layer i, its MLP or MoE block.
+/// Parameters of one part, for figures quoted by part: attention of a layer (norms of the low-rank steps
+/// included), the MLP or MoE block of `layer`.
 std::int64_t attention_parameters(const Config& config);
 std::int64_t mlp_parameters(const Config& config, std::int64_t layer);
 

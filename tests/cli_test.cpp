@@ -218,11 +218,36 @@ TEST(Cost, JsonHasTheKeysThatScriptsRelyOn) {
   EXPECT_EQ(dsv2("cost --preset ocr-mla-40l --batch 0").code, 2);
 }
 
+TEST(Cost, BadUse) {
+  expect_one_line(dsv2("cost"), "--preset");
+  expect_one_line(dsv2("cost --preset no-such-preset"), "no-such-preset");
+  expect_one_line(dsv2("cost --preset tiny-mha --dtype f33"), "--dtype");
+  expect_one_line(dsv2("cost --preset tiny-mha --attention absorbed"), "--attention");
+  expect_one_line(dsv2("cost --preset tiny-mha --logits some"), "--logits");
+  expect_one_line(dsv2("cost --preset tiny-mha --distinct-experts 9"), "distinct_experts");
+  expect_one_line(dsv2("cost --preset tiny-mha --json /dev/null/c.json"), "/dev/null/c.json");
+  expect_one_line(dsv2("cost --model no/such/model"), "no/such/model");
+}
+
+TEST(Cost, AConfigThatClaimsMillionsOfExpertsIsPricedAtOnce) {
+  const TemporaryFolder folder;
+  Json c = read(kGolden + "/cases/mla_tiny/config.json");
+  Json& keys = c.contains("language_config") ? c["language_config"] : c;
+  keys["num_hidden_layers"] = keys["n_routed_experts"] = 4096;
+  std::ofstream(folder.path() / "config.json") << c;
+  const Outcome run = dsv2("cost --model " + folder.path().string() + " --json -");
+  ASSERT_EQ(run.code, 0) << run.err;
+  EXPECT_GT(Json::parse(run.out).at("parameters").at("total").get<double>(), 4095.0 * 4096 * 3 * 64);
+}
+
 TEST(InitInspectGenerate, RoundTrip) {
   const TemporaryFolder folder;
   const std::string dir = (folder.path() / "m").string(), json = (folder.path() / "i.json").string();
   ASSERT_EQ(dsv2("init --preset tiny-mha --seed 3 --dtype bf16 --out " + dir).code, 0);
   expect_one_line(dsv2("init --preset tiny-mha --out " + dir), "not empty");
+  EXPECT_EQ(dsv2("init --preset tiny-mha --seed 3 --dtype bf16 --force --out " + dir).code, 0);
+  expect_one_line(dsv2("init --preset tiny-mha --dtype int4 --out " + dir + "4"), "--dtype");
+  expect_one_line(dsv2("init --preset tiny-mha --out " + dir + "/config.json"), "expected a folder");
   ASSERT_EQ(dsv2("inspect " + dir + " --json " + json).code, 0);
   EXPECT_GT(read(json).at("tensors_used").get<int>(), 10);
   const std::string prompt = " --prompt-ids 1,2,3 --eos none --max-new-tokens 8";

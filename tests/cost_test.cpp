@@ -3,6 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
+
 namespace dsv2 {
 namespace {
 
@@ -104,8 +107,72 @@ TEST(Cost, CausalCountsVisiblePairs) {
   EXPECT_EQ(attention(false) / attention(true), 4 * 10 / (7.0 + 8 + 9 + 10));
 }
 
+/// The tensors of every layer and expert, counted one by one.
+TEST(Cost, ParametersAreThoseOfTheTensors) {
+  for (const std::string_view preset : preset_names()) {
+    for (const bool tied : {false, true}) {
+      for (const Head head : {Head::none, Head::causal_lm, Head::sequence_classification}) {
+        Config c = Config::preset(preset);
+        c.tie_word_embeddings = tied;
+        c.head = head;
+        c.moe_layer_freq = 2;
+        Weights shapes;
+        std::int64_t total = 0, first_attention = 0, last_mlp = 0, bf16_bytes = 0;
+        const std::int64_t last = c.num_hidden_layers - 1;
+        for_each_tensor(c, shapes, [&](const std::string& name, const Shape& shape, const TensorView&) {
+          const std::int64_t n = element_count(shape);
+          total += n;
+          bf16_bytes += 2 * n;
+          if (name.starts_with("model.layers.0.self_attn.")) first_attention += n;
+          if (name.starts_with(concat("model.layers.", last, ".mlp."))) last_mlp += n;
+        });
+        EXPECT_EQ(count_parameters(c).total, total) << preset;
+        EXPECT_EQ(attention_parameters(c), first_attention) << preset;
+        EXPECT_EQ(mlp_parameters(c, last), last_mlp) << preset;
+        EXPECT_EQ(cost(c, {}).weight_bytes, static_cast<double>(bf16_bytes)) << preset;
+      }
+    }
+  }
+}
+
+TEST(Cost, OneTokenReadsTheActiveParametersAndItsEmbedding) {
+  for (const std::string_view preset : preset_names()) {
+    const Config c = Config::preset(preset);
+    const double read = 2.0 * static_cast<double>(count_parameters(c).active + c.hidden_size);
+    EXPECT_NEAR(cost(c, {.context = 1}).bytes.weights / read, 1, 1e-12) << preset;
+  }
+}
+
+TEST(Cost, IntegersCarryAScaleForEachGroupOf32) {
+  const Config c = Config::preset("deepseek-ocr");
+  const auto dense = [&](DType dtype) { return op(cost(c, {.dtype = dtype}), "dense", "mlp").bytes.weights; };
+  const double elements = 3.0 * 1280 * 6848;
+  EXPECT_EQ(dense(DType::f32), elements * 4);
+  EXPECT_EQ(dense(DType::i8), elements * 8.5 / 8);
+  EXPECT_EQ(dense(DType::i4), elements * 4.5 / 8);
+  EXPECT_EQ(op(cost(c, {.dtype = DType::i4}), "moe", "mlp.gate").bytes.weights, 64.0 * 1280 * 2);
+}
+
+TEST(Cost, HeadCountsTheRowsThatGetLogits) {
+  const Config c = Config::preset("tiny-mha");
+  const auto head = [&](Logits logits) {
+    return layer(cost(c, {.batch = 2, .tokens = 5, .context = 5, .logits = logits}), "head").flops;
+  };
+  const double row = 2.0 * 64 * 128;
+  EXPECT_EQ(head(Logits::none), 0);
+  EXPECT_EQ(head(Logits::last), 2 * row);
+  EXPECT_EQ(head(Logits::all), 10 * row);
+}
+
+TEST(Cost, LargeWorkDoesNotWrapRound) {
+  const std::int64_t large = std::int64_t{1} << 32;
+  EXPECT_EQ(cost(Config::preset("tiny-mha"), {.batch = large, .context = large}).kv_bytes, 384.0 * 0x1p64);
+}
+
 TEST(Cost, RefusesWorkThatIsNone) {
   const Config c = Config::preset("tiny-mha");
+  EXPECT_THROW(cost(c, {.distinct_experts = 0}), Error);
+  EXPECT_THROW(cost(c, {.distinct_experts = 9}), Error);
   EXPECT_THROW(cost(c, {.batch = 0}), Error);
   EXPECT_THROW(cost(c, {.tokens = 0}), Error);
   EXPECT_THROW(cost(c, {.tokens = 5, .context = 4}), Error);
