@@ -78,8 +78,8 @@ struct Report {
   ExitCode exit_code() const;
 };
 
-/// A report from a file, its keys in the order written. Throws Error naming the file: not JSON, not a report of dsv2,
-/// of another schema version, or without what reports/schema.json requires of machine and records.
+/// A report from a file. Throws Error naming the file: not JSON, not a report of dsv2, of another schema version, or
+/// without what reports/schema.json requires of machine and records.
 Json read_report(const std::filesystem::path& file);
 
 /// "now" as ISO 8601 in UTC.

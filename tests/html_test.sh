@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Opens pages of `dsv2 report` in headless Chromium: no console message, and the numbers are there.
+# usage: html_test.sh DSV2 SOURCE_DIR WORK_DIR        exit code 77: skipped, no Chromium
+set -euo pipefail
+dsv2=$1 source=$2 work=$3
+browser=$(command -v chromium || command -v chromium-browser || command -v google-chrome) || {
+  echo "skipped: chromium is not installed (scripts/deps ci installs it)"
+  exit 77
+}
+rm -rf "$work"
+mkdir -p "$work"
+die() {
+  echo "error: $*" >&2
+  exit 1
+}
+
+# open NAME: loads NAME.html at a phone's width, leaves NAME.shown and NAME.log
+open() {
+  timeout 120 "$browser" --headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --user-data-dir="$work/profile" \
+    --window-size=390,844 --enable-logging=stderr --virtual-time-budget=5000 --dump-dom "file://$work/$1.html" \
+    >"$work/$1.dom" 2>"$work/$1.log" || die "$1: $browser failed: $(tail -n 3 "$work/$1.log")"
+  ! grep CONSOLE "$work/$1.log" || die "$1: console messages, see above"
+  grep -q 'data-ready=' "$work/$1.dom" || die "$1: the page did not finish drawing"
+  # The data stand in the page too: only what the script made of them counts.
+  sed '/<script/,/<\/script>/d' "$work/$1.dom" >"$work/$1.shown"
+}
+# shows NAME TEXT...
+shows() {
+  local name=$1 text
+  shift
+  for text in "$@"; do
+    grep -qF -- "$text" "$work/$name.shown" || die "$name: does not show: $text"
+  done
+}
+
+"$dsv2" bench --preset tiny-mla --prompt 4,8 --depth 0,8 --generate 2 --repetitions 1 --json "$work/bench.json" >/dev/null
+"$dsv2" report "$work/bench.json" --base "$work/bench.json" --html "$work/bench.html"
+open bench
+shows bench PASSED '4 passed of 4 records' tiny-mla/decode/cpu 'Against bench.json' '1.000 ×' 'Nearest the roof' 'Measured limits'
+if grep -q 'Chart.js v' "$work/bench.html"; then
+  shows bench '7 charts' 'Decode over depth' Roofline
+else
+  shows bench 'Charts are left out'
+fi
+
+# A failure with markup in its text: status first, the text as text.
+sed -e '0,/"status": "passed"/s//"status": "failed"/' \
+  -e '0,/"reason": null/s//"reason": "a <\/script><b id=injected> in a reason"/' "$work/bench.json" >"$work/failed.json"
+"$dsv2" report "$work/failed.json" --html "$work/failed.html"
+open failed
+shows failed FAILED '3 passed, 1 failed' 'a &lt;/script&gt;&lt;b id=injected&gt; in a reason'
+
+"$dsv2" check "$source/golden/cases/top1" --json "$work/check.json" >/dev/null
+"$dsv2" report "$work/check.json" "$work/bench.json" --html "$work/both.html"
+open both
+shows both top1 tiny-mla/decode/cpu 'Run: check.json' 'Run: bench.json'
+! grep -oE '(src|href)="?https?:' "$work/both.html" || die "the page loads something from elsewhere"
+echo "pages open without console messages and show their numbers"
