@@ -17,12 +17,9 @@ job_count() {
   echo $((cpus < memory ? cpus : memory))
 }
 
-# build PRESET [TARGET...]: configures and builds build/PRESET (default: all of it), quietly unless something goes wrong.
-# Only what changed is built again. DSV2_CMAKE_ARGS holds further options for CMake.
-build() {
-  local preset=$1 log
-  shift
-  log=$root/build/$preset.log
+# configure PRESET: build/PRESET, quietly unless something goes wrong. DSV2_CMAKE_ARGS holds further options for CMake.
+configure() {
+  local preset=$1 log=$root/build/$1.log
   mkdir -p "$root/build"
   say "configure build/$preset"
   # shellcheck disable=SC2086  # several options in one variable
@@ -30,9 +27,16 @@ build() {
     tail -n 40 "$log" >&2
     die "configuring failed (whole log: $log). After a change of compiler or system: rm -r $root/build/$preset"
   }
+}
+
+# build PRESET [TARGET...]: configures and builds (default: all of it), quietly again. Only what changed is built.
+build() {
+  local preset=$1 log=$root/build/$1.log
+  shift
+  configure "$preset"
   say "build ${*:-everything} in build/$preset with $(job_count) jobs"
   cmake --build "$root/build/$preset" --parallel "$(job_count)" ${1:+--target "$@"} >>"$log" 2>&1 || {
     grep -E -A 5 'error|Error|Killed' "$log" | head -n 60 >&2 || tail -n 40 "$log" >&2
-    die "building failed (whole log: $log)$(grep -q Killed "$log" && echo '; a compiler was killed: too little memory')"
+    die "building failed (whole log: $log)$(! grep -q Killed "$log" || echo '; a compiler was killed: too little memory')"
   }
 }
