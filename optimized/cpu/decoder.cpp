@@ -12,6 +12,7 @@
 #include "optimized/cpu/parallel.h"
 #include "optimized/cpu/prepared_weights.h"
 #include "optimized/cpu/rope_table.h"
+#include "optimized/cpu/test_hook.h"
 
 namespace dsv2::cpu {
 namespace {
@@ -21,6 +22,8 @@ constexpr float kLatentNormEps = 1e-6f;
 constexpr std::int64_t kGrain = 32;
 // Few rows stream matrices from memory, each thread its own contiguous share; many are limited by arithmetic.
 constexpr std::int64_t kFewRows = 8;
+// Multiplications, or the like, below which an op is not worth waking another thread.
+constexpr std::int64_t kMinWork = 1 << 16;
 
 Storage storage_of(DType dtype) { return dtype == DType::bf16 ? Storage::bf16 : Storage::f32; }
 
@@ -64,6 +67,11 @@ struct Step {
   KeyRows cached(int part) const { return kv == Storage::f32 ? cached<float>(part) : cached<bf16_t>(part); }
 };
 
+/// Multiplications of one item of attention, at most.
+std::int64_t attention_work(const AttentionParams& p) {
+  return std::min(kQueryBlock, p.tokens * p.heads / p.key_heads) * p.total * (p.d1 + p.d2 + p.dv);
+}
+
 /// The rows that a sequence b sees of what all see.
 KeyRows of_sequence(KeyRows rows, std::int64_t b) {
   const std::int64_t size = rows.storage == Storage::f32 ? sizeof(float) : sizeof(bf16_t);
@@ -73,10 +81,11 @@ KeyRows of_sequence(KeyRows rows, std::int64_t b) {
 
 class CpuDecoder final : public Decoder {
  public:
-  CpuDecoder(const Config& config, std::shared_ptr<const Weights> weights, const Options& options)
+  CpuDecoder(const Config& config, std::shared_ptr<const Weights> weights, const Options& options,
+             const Kernels& kernels)
       : config_(config),
         options_(options),
-        kernels_(*find_isa(options.isa).kernels),
+        kernels_(kernels),
         threads_(options.threads > 0 ? options.threads : omp_get_num_procs()),
         weights_(std::move(weights), options.dtype == DType::bf16 && kernels_.bf16_dot),
         scale_(softmax_scale(config)) {}
@@ -98,10 +107,12 @@ class CpuDecoder final : public Decoder {
     const Matrix& matrix;
     float* y;
   };
+  /// Runs all items of an op, each about `work` multiplications, split at multiples of `grain`.
   template <class Params>
-  void run(void (*kernel)(const Params&, Range), const Params& params, std::int64_t items, std::int64_t grain,
-           Split split = Split::even) {
-    parallel_for(threads_, items, grain, split, [&](Range range) { kernel(params, range); });
+  void run(void (*kernel)(const Params&, Range), const Params& params, std::int64_t items, std::int64_t work,
+           std::int64_t grain = 1, Split split = Split::even) {
+    const int threads = items * work < kMinWork ? 1 : threads_;
+    parallel_for(threads, items, grain, split, [&](Range range) { kernel(params, range); });
   }
   HostKvCache& own_kind(KvCache& cache) const;
   void embed(const ForwardInput& input, const Step& step);
@@ -178,11 +189,11 @@ std::int64_t CpuDecoder::workspace_bytes() const {
 void CpuDecoder::rms_norm(const float* x, std::int64_t x_stride, const float* weight, float eps, std::int64_t rows,
                           std::int64_t width, float* y) {
   run(kernels_.rms_norm,
-      RmsNormParams{.x = x, .x_stride = x_stride, .weight = weight, .eps = eps, .width = width, .y = y}, rows, 16);
+      RmsNormParams{.x = x, .x_stride = x_stride, .weight = weight, .eps = eps, .width = width, .y = y}, rows, width);
 }
 
 void CpuDecoder::add(const Step& step, const float* y) {
-  run(kernels_.add, AddParams{.x = step.x, .y = y}, step.rows * config_.hidden_size, 1 << 14);
+  run(kernels_.add, AddParams{.x = step.x, .y = y}, step.rows * config_.hidden_size, 1, 16);
 }
 
 void CpuDecoder::rope(const Step& step, const float* x, std::int64_t token_stride, std::int64_t head_stride,
@@ -197,7 +208,7 @@ void CpuDecoder::rope(const Step& step, const float* x, std::int64_t token_strid
                  .cos = step.cos,
                  .sin = step.sin,
                  .y = y},
-      step.rows, 16);
+      step.rows, heads * config_.rope_dim());
 }
 
 void CpuDecoder::append(const Step& step, int part, const float* x) {
@@ -214,7 +225,7 @@ void CpuDecoder::append(const Step& step, int part, const float* x) {
                      .tokens = step.call.tokens,
                      .heads = p.heads,
                      .width = p.dim},
-      step.rows, 16);
+      step.rows, p.heads * p.dim);
 }
 
 const void* CpuDecoder::pack(const void* x, Storage storage, std::int64_t x_stride, const std::int64_t* rows,
@@ -228,14 +239,15 @@ const void* CpuDecoder::pack(const void* x, Storage storage, std::int64_t x_stri
                  .width = width,
                  .arithmetic = arithmetic,
                  .y = y},
-      count, 16);
+      count, width);
   return y;
 }
 
 void CpuDecoder::linear(const LinearParams& params) {
   std::int64_t items = 0;
   for (std::int64_t i = 0; i < params.segment_count; ++i) items += params.segments[i].out_width;
-  run(kernels_.linear, params, items, kGrain, params.rows > kFewRows ? Split::on_demand : Split::even);
+  run(kernels_.linear, params, items, params.rows * params.width, kGrain,
+      params.rows > kFewRows ? Split::on_demand : Split::even);
 }
 
 void CpuDecoder::linear(const void* packed, std::int64_t rows, const std::vector<Product>& products) {
@@ -261,7 +273,7 @@ void CpuDecoder::embed(const ForwardInput& input, const Step& step) {
                         .ids = input.input_ids->as<std::int64_t>().data(),
                         .width = config_.hidden_size,
                         .y = step.x},
-        step.rows, 16);
+        step.rows, config_.hidden_size);
   }
   if (step.sink) {
     const Shape shape{step.call.batch, step.call.tokens, config_.hidden_size};
@@ -315,10 +327,10 @@ AttentionParams CpuDecoder::attention_params(const Step& step) const {
 }
 
 void CpuDecoder::attend(const Step& step, AttentionParams p) {
-  run(kernels_.attention, p, attention_items(p), 1, p.tokens > 1 ? Split::on_demand : Split::even);
+  run(kernels_.attention, p, attention_items(p), attention_work(p), 1, p.tokens > 1 ? Split::on_demand : Split::even);
   if (!step.probabilities) return;
   p.out = step.probabilities->as<float>().data();
-  run(kernels_.attention_probabilities, p, p.batch * p.heads * p.tokens, 1, Split::on_demand);
+  run(kernels_.attention_probabilities, p, p.batch * p.heads * p.tokens, p.total * p.d1, 1, Split::on_demand);
 }
 
 void CpuDecoder::mha(const Step& step, const PreparedLayer& w) {
@@ -404,7 +416,7 @@ void CpuDecoder::mla_absorbed(const Step& step, const PreparedLayer& w, const fl
                       .nope = nope,
                       .width = R,
                       .y = absorbed},
-      H, 1);
+      H, N * nope * R);
 
   AttentionParams p = attention_params(step);
   p.q1 = absorbed, p.q1_token_stride = H * R, p.q1_head_stride = R;
@@ -457,10 +469,10 @@ void CpuDecoder::mla_expanded(const Step& step, const PreparedLayer& w, const fl
     if (p.mask) p.mask += b * p.mask_batch;
     if (p.all_masked) p.all_masked += b * S;
     p.out = out + b * S * H * v;
-    run(kernels_.attention, p, attention_items(p), 1, Split::on_demand);
+    run(kernels_.attention, p, attention_items(p), attention_work(p), 1, Split::on_demand);
     if (!step.probabilities) continue;
     p.out = step.probabilities->as<float>().data() + b * H * S * T;
-    run(kernels_.attention_probabilities, p, H * S, 1, Split::on_demand);
+    run(kernels_.attention_probabilities, p, H * S, T * p.d1, 1, Split::on_demand);
   }
 }
 
@@ -503,14 +515,14 @@ void CpuDecoder::route(const Step& step, const PreparedLayer& w) {
                           .scoring = config_.scoring_func,
                           .normalise = config_.norm_topk_prob,
                           .scaling = static_cast<float>(config_.routed_scaling_factor)};
-  run(kernels_.gate_select, params, N, 16);
+  run(kernels_.gate_select, params, N, E * E);
   if (step.sink) {
     step.tap_as("mlp.gate.topk_idx", topk_idx, {N, k});
     for (std::int64_t i = 0; i < N * k; ++i)
       DSV2_CHECK(topk_idx[i] >= 0 && topk_idx[i] < E, "layers.", step.layer, ".mlp.gate.topk_idx: expected 0..", E - 1,
                  ", found ", topk_idx[i]);
   }
-  run(kernels_.gate_weight, params, N, 16);
+  run(kernels_.gate_weight, params, N, k);
   if (step.sink) step.tap_as("mlp.gate.topk_weight", topk_weight, {N, k});
 }
 
@@ -581,15 +593,15 @@ void CpuDecoder::mlp_block(const Step& step, const PreparedLayer& w) {
                              .tokens = N,
                              .x = pack(hidden, Storage::f32, D, nullptr, N, D, any.gate_proj.arithmetic),
                              .y = out};
-  std::int64_t units = 0;
-  for (const ExpertSegment& s : segments_) units += s.width;
+  std::int64_t units = 0, products = 0;  // products: tokens times hidden units
+  for (const ExpertSegment& s : segments_) units += s.width, products += s.rows * s.width;
   const Split split = N > kFewRows ? Split::on_demand : Split::even;
-  run(kernels_.experts_act, params, units, kGrain, split);
+  run(kernels_.experts_act, params, units, products * 2 * D / units, kGrain, split);
   if (dense && step.sink) {
     const ExpertSegment& s = segments_.front();
     float* values = act_values_.get(N * s.width);
     const Arithmetic arithmetic = params.down_arithmetic;
-    run(kernels_.unpack, UnpackParams{.x = s.act, .width = s.width, .arithmetic = arithmetic, .y = values}, N, 16);
+    run(kernels_.unpack, UnpackParams{.x = s.act, .width = s.width, .arithmetic = arithmetic, .y = values}, N, s.width);
     step.tap("mlp.act", values, s.width);
     run(kernels_.pack,
         PackParams{.x = values,
@@ -599,9 +611,9 @@ void CpuDecoder::mlp_block(const Step& step, const PreparedLayer& w) {
                    .width = s.width,
                    .arithmetic = arithmetic,
                    .y = s.act},
-        N, 16);
+        N, s.width);
   }
-  run(kernels_.experts_down, params, D, kGrain, split);
+  run(kernels_.experts_down, params, D, products, kGrain, split);
   step.tap("mlp", out, D);
   add(step, out);
   step.tap("", step.x, D);
@@ -690,12 +702,17 @@ std::optional<std::string> unsupported(const Config&, const Options& options) {
 }
 
 std::unique_ptr<Decoder> create(const Config& config, std::shared_ptr<const Weights> weights, const Options& options) {
-  if (const auto why = unsupported(config, options)) fail("cpu: ", *why);
-  DSV2_CHECK(options.threads >= 0, "threads: expected 0 or more, found ", options.threads);
-  return std::make_unique<CpuDecoder>(config, std::move(weights), options);
+  return create_with_kernels(config, std::move(weights), options, *find_isa(options.isa).kernels);
 }
 
 }  // namespace
+
+std::unique_ptr<Decoder> create_with_kernels(const Config& config, std::shared_ptr<const Weights> weights,
+                                             const Options& options, const Kernels& kernels) {
+  if (const auto why = unsupported(config, options)) fail("cpu: ", *why);
+  DSV2_CHECK(options.threads >= 0, "threads: expected 0 or more, found ", options.threads);
+  return std::make_unique<CpuDecoder>(config, std::move(weights), options, kernels);
+}
 
 Backend backend() {
   return {.name = "cpu",
