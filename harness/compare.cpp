@@ -163,8 +163,7 @@ double DerivedBound::unit() const {
 Comparison compare_derived(std::string name, const TensorView& got, const TensorView& want, const DerivedBound& bound) {
   Comparison c;
   c.name = std::move(name);
-  const double unit =
-      std::sqrt(static_cast<double>(std::max<std::int64_t>(bound.reduction, 1))) * unit_roundoff(bound.dtype);
+  const double unit = bound.unit();
   c.rule = concat(kElementFactor, " (u(", dsv2::name(bound.dtype), ") + sqrt(", bound.reduction,
                   ") u(f32)) (rms(row) + |want|)");
   if (refuse_shape(c, got, want)) return c;

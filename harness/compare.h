@@ -60,7 +60,7 @@ struct DerivedBound {
   std::int64_t reduction = 1;
   double unit() const;
 };
-inline constexpr double kElementFactor = 8.0, kTensorFactor = 4.0;
+inline constexpr double kElementFactor = 8.0, kTensorFactor = 2.0;
 
 /// Both bounds of DerivedBound; rows are the last dimension.
 Comparison compare_derived(std::string name, const TensorView& got, const TensorView& want, const DerivedBound& bound);

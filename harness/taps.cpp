@@ -60,6 +60,17 @@ std::int64_t reduction_length(std::string_view tap, const Config& c, std::int64_
   return 1;
 }
 
+namespace {
+
+/// Norms, RoPE, the gate, embeddings and the residual stream are float32 at every precision.
+bool is_f32_op(std::string_view tap) {
+  for (const std::string_view op : {"norm", "_rope", ".residual", "embed_tokens", ".gate.logits", ".gate.topk_weight"})
+    if (tap.ends_with(op)) return true;
+  return tap.starts_with("layers.") && std::count(tap.begin(), tap.end(), '.') == 1;
+}
+
+}  // namespace
+
 void ForcingSink::tap(std::string_view name, const TensorView& view, void* data) {
   seen_.emplace(name);
   const Tensor* right = right_.find(name);
@@ -68,7 +79,8 @@ void ForcingSink::tap(std::string_view name, const TensorView& view, void* data)
   if (view.dtype == DType::i64) {
     c = compare_exact(std::string(name), view, right->view());
   } else {
-    c = compare_derived(std::string(name), view, right->view(), {dtype_, reduction_length(name, config_, total_)});
+    const DType stored = is_f32_op(name) ? DType::f32 : dtype_;
+    c = compare_derived(std::string(name), view, right->view(), {stored, reduction_length(name, config_, total_)});
   }
   const bool same_shape = right->shape() == view.shape;
   comparisons_.push_back(std::move(c));

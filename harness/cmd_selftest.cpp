@@ -1,0 +1,185 @@
+#include <CLI/CLI.hpp>
+#include <iostream>
+#include <random>
+
+#include "harness/command.h"
+#include "harness/faults.h"
+#include "harness/flags.h"
+#include "harness/generate.h"
+#include "harness/report.h"
+#include "harness/table.h"
+#include "harness/taps.h"
+#include "optimized/cpu/test_hook.h"
+#include "reference/backend.h"
+
+namespace dsv2::harness {
+namespace {
+
+struct SelftestFlags {
+  std::int64_t seeds = 200;
+  std::uint64_t seed = 0;
+  std::string json;
+};
+
+/// One model with random weights and two calls: a padded prefill of two sequences, then a decode step on its cache. The
+/// double reference's answers are kept, so that many kernels can be held against them.
+class Scenario {
+ public:
+  Scenario(const std::string& preset, DType dtype, std::uint64_t seed)
+      : config_(Config::preset(preset)), dtype_(dtype) {
+    weights_ = Weights::random(config_, seed, dtype);
+    options_.dtype = dtype;
+    options_.kv_dtype = dtype;
+    options_.threads = 2;
+    const auto oracle = reference::backend().create(config_, weights_, options_);
+    std::mt19937_64 engine(seed);
+    std::uniform_int_distribution<std::int64_t> ids(0, config_.vocab_size - 1);
+    const auto draw = [&](std::int64_t S) {
+      Tensor t(DType::i64, {kBatch, S});
+      for (auto& id : t.as<std::int64_t>()) id = ids(engine);
+      return t;
+    };
+    prefill_.input.set("input_ids", draw(kTokens));
+    prefill_.input.set("attention_mask", mask(kTokens));
+    step_.input.set("input_ids", draw(1));
+    step_.input.set("attention_mask", mask(kTokens + 1));
+    const auto cache = oracle->make_cache(kBatch, kTokens + 1);
+    answer(*oracle, *cache, prefill_);
+    before_step_ = cache->to_legacy();
+    answer(*oracle, *cache, step_);
+  }
+
+  /// The first comparison that fails when every op runs alone on these kernels; nullopt when all pass.
+  std::optional<Comparison> first_failure(const cpu::Kernels& kernels) {
+    const auto decoder = cpu::create_with_kernels(config_, weights_, options_, kernels);
+    const auto empty = decoder->make_cache(kBatch, kTokens), held = decoder->make_cache(before_step_);
+    if (auto c = judge(*decoder, *empty, prefill_, kTokens)) return c;
+    return judge(*decoder, *held, step_, kTokens + 1);
+  }
+
+ private:
+  static constexpr std::int64_t kBatch = 2, kTokens = 7;
+
+  struct Work {
+    OwnedInput input;
+    RecordingSink right;
+  };
+
+  /// The second sequence is padded on the left by two.
+  static Tensor mask(std::int64_t T) {
+    Tensor m(DType::i64, {kBatch, T});
+    for (std::int64_t i = 0; i < kBatch * T; ++i)
+      m.as<std::int64_t>()[static_cast<std::size_t>(i)] = !(i >= T && i < T + 2);
+    return m;
+  }
+  void answer(Decoder& oracle, KvCache& cache, Work& work) {
+    ForwardInput in = work.input.input;
+    in.cache = &cache;
+    in.logits = Logits::all;
+    in.taps = &work.right;
+    oracle.forward(in);
+  }
+  std::optional<Comparison> judge(Decoder& decoder, KvCache& cache, Work& work, std::int64_t total) {
+    ForcingSink alone(work.right, config_, dtype_, total);
+    ForwardInput in = work.input.input;
+    in.cache = &cache;
+    in.logits = Logits::all;
+    in.taps = &alone;
+    decoder.forward(in);
+    for (const Comparison& c : alone.comparisons())
+      if (!c.passed) return c;
+    return std::nullopt;
+  }
+
+  Config config_;
+  DType dtype_;
+  Options options_;
+  std::shared_ptr<const Weights> weights_;
+  Work prefill_, step_;
+  LegacyCache before_step_;
+};
+
+constexpr const char* kPresets[] = {"tiny-mha", "tiny-mla"};
+constexpr DType kDtypes[] = {DType::f32, DType::bf16};
+
+int run(const SelftestFlags& flags) {
+  const std::uint64_t first_seed = flags.seed ? flags.seed : std::random_device{}();
+  const cpu::Kernels& kernels = *cpu::find_isa("").kernels;
+  set_true_kernels(kernels);
+  const bool to_stdout = flags.json == "-";
+  std::ostream& out = to_stdout ? std::cerr : std::cout;
+  out << "seed " << first_seed << '\n';
+  Json rows = Json::array();
+  Table table({"fault", "op", "dtype", "caught by", "located"});
+  int missed = 0, mislaid = 0;
+  for (const DType dtype : kDtypes) {
+    std::vector<std::unique_ptr<Scenario>> scenarios;
+    for (const char* preset : kPresets) scenarios.push_back(std::make_unique<Scenario>(preset, dtype, first_seed));
+    for (const Fault& fault : faults()) {
+      if (dtype != DType::f32 && !fault.in_bf16) continue;
+      cpu::Kernels wrong = kernels;
+      fault.inject(wrong);
+      std::optional<Comparison> caught;
+      for (const auto& scenario : scenarios)
+        if (!caught) caught = scenario->first_failure(wrong);
+      const bool located = caught && located_at(fault.op, caught->name);
+      missed += !caught;
+      mislaid += caught && !located;
+      table.add({std::string(fault.name), std::string(fault.op), std::string(name(dtype)),
+                 caught ? caught->name : "NOT CAUGHT", located ? "yes" : "NO"});
+      rows.push_back({{"name", fault.name},
+                      {"op", fault.op},
+                      {"dtype", name(dtype)},
+                      {"caught_by", caught ? Json(caught->name) : Json(nullptr)},
+                      {"located", located},
+                      {"budget_used", caught ? finite_or_null(caught->budget_used) : Json(nullptr)}});
+    }
+  }
+  table.print(out);
+
+  std::int64_t alarms = 0;
+  ProgressLine progress("seeds without a fault");
+  for (std::int64_t i = 0; i < flags.seeds; ++i) {
+    progress.show(i, flags.seeds, "");
+    for (const DType dtype : kDtypes)
+      for (const char* preset : kPresets)
+        if (const auto c = Scenario(preset, dtype, first_seed + static_cast<std::uint64_t>(i)).first_failure(kernels)) {
+          ++alarms;
+          progress.clear();
+          out << "false alarm: " << preset << ' ' << name(dtype) << " --seed "
+              << first_seed + static_cast<std::uint64_t>(i) << ": " << describe(*c) << '\n';
+        }
+  }
+  progress.clear();
+  out << '\n'
+      << rows.size() << " faults: " << rows.size() - static_cast<std::size_t>(missed) << " rejected, " << missed
+      << " missed, " << mislaid << " blamed on another op; " << flags.seeds << " seeds without a fault: " << alarms
+      << " false alarms\n";
+  const bool good = missed == 0 && mislaid == 0 && alarms == 0;
+  if (!flags.json.empty())
+    write_output(flags.json, Json{{"schema_version", kReportSchemaVersion},
+                                  {"argv", command_line()},
+                                  {"seed", first_seed},
+                                  {"faults", rows},
+                                  {"seeds", flags.seeds},
+                                  {"false_alarms", alarms},
+                                  {"status", good ? "passed" : "failed"}}
+                                     .dump(1) +
+                                 "\n");
+  return static_cast<int>(good ? ExitCode::passed : ExitCode::wrong);
+}
+
+}  // namespace
+
+void add_selftest(CLI::App& app, ExitCode& code) {
+  auto flags = std::make_shared<SelftestFlags>();
+  CLI::App* sub =
+      app.add_subcommand("selftest", "Test the gate itself: wrong kernels must be rejected and named, right ones pass");
+  sub->add_option("--seeds", flags->seeds, "Random models that must pass without a fault (default 200)")
+      ->check(CLI::Range(0, 1000000));
+  sub->add_option("--seed", flags->seed, "First seed (default: drawn and printed)");
+  sub->add_option("--json", flags->json, "Write the table here (-: stdout)");
+  sub->callback([flags, &code] { code = static_cast<ExitCode>(run(*flags)); });
+}
+
+}  // namespace dsv2::harness

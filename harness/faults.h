@@ -1,0 +1,26 @@
+// Wrong kernels, to test the gate with: each is the cpu backend's own kernel with one thing broken.
+#pragma once
+
+#include <span>
+#include <string_view>
+
+#include "optimized/cpu/kernels.h"
+
+namespace dsv2::harness {
+
+struct Fault {
+  std::string_view name;                  ///< what is wrong: "padding visible"
+  std::string_view op;                    ///< the kernel that is wrong, which the gate must name: "attention"
+  void (*inject)(cpu::Kernels& kernels);  ///< replaces the kernel; one fault at a time
+  bool in_bf16 = true;                    ///< false: no fault where activations may be rounded to bf16
+};
+
+std::span<const Fault> faults();
+
+/// The kernels that faulty ones call where they do the right thing. Set before a fault is injected.
+void set_true_kernels(const cpu::Kernels& kernels);
+
+/// Could an error in `op` show first at this tap?
+bool located_at(std::string_view op, std::string_view tap);
+
+}  // namespace dsv2::harness
