@@ -273,6 +273,15 @@ TEST(Dump, WritesTapsAndLogits) {
     EXPECT_TRUE(file.find(name)) << name;
 }
 
+TEST(Selftest, EveryFaultIsRejectedAndNamed) {
+  const Outcome run = dsv2("selftest --seeds 3 --seed 1 --json -");
+  ASSERT_EQ(run.code, 0) << run.err;
+  const Json j = Json::parse(run.out);
+  EXPECT_GE(j.at("faults").size(), 80u);
+  EXPECT_EQ(j.at("false_alarms"), 0);
+  for (const Json& fault : j.at("faults")) EXPECT_TRUE(fault.at("located").get<bool>()) << fault.dump();
+}
+
 TEST(Backends, AreListed) {
   const Outcome run = dsv2("backends --json -");
   ASSERT_EQ(run.code, 0);
