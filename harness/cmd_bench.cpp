@@ -83,8 +83,8 @@ std::optional<double> distinct_experts(const RecordingSink& routes) {
 
 class Bench {
  public:
-  Bench(const BenchFlags& flags, const Config& config, const Backend& backend, std::shared_ptr<const Weights> weights,
-        const Options& options, const MachineLimits& limits)
+  Bench(const BenchFlags& flags, const Config& config, const Backend& backend,
+        const std::shared_ptr<const Weights>& weights, const Options& options, const MachineLimits& limits)
       : flags_(flags),
         config_(config),
         backend_(backend),

@@ -11,7 +11,7 @@
 
 namespace dsv2::harness {
 
-void BackendFlags::add_to(CLI::App& sub, std::string defaults) {
+void BackendFlags::add_to(CLI::App& sub, const std::string& defaults) {
   for (std::size_t from = 0; from <= defaults.size();) {
     const std::size_t to = std::min(defaults.find(',', from), defaults.size());
     names_.push_back(defaults.substr(from, to - from));

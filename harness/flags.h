@@ -16,7 +16,7 @@ namespace dsv2::harness {
 /// --backend, --threads, --isa, --kv-dtype, --attention: which decoders, and how they run.
 class BackendFlags {
  public:
-  void add_to(CLI::App& sub, std::string defaults);
+  void add_to(CLI::App& sub, const std::string& defaults);
   /// In the order given. Throws Error for an unknown name.
   std::vector<const Backend*> backends() const;
   /// Throws Error naming the flag for a dtype, KV dtype or attention form that is not one.

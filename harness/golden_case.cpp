@@ -168,7 +168,7 @@ GoldenCase GoldenCase::load(const fs::path& folder) {
 TensorView GoldenCase::expected(const std::string& tensor_name) const {
   DSV2_CHECK(tensors_->find(tensor_name), (folder / "case.json").string(), ": no tensor ", tensor_name, " in ",
              tensors_->source());
-  const TensorView view = tensors_->view(tensor_name);
+  TensorView view = tensors_->view(tensor_name);
   if (view.dtype != DType::i64)
     for (std::int64_t i = 0, n = view.size(); i < n; ++i)
       DSV2_CHECK(std::isfinite(view.at(i)), tensors_->source(), ": ", tensor_name, ": expected finite values, found ",
