@@ -19,8 +19,15 @@ void linear_tile(const LinearParams& p, const LinearSegment& s, std::int64_t row
     float out[M][kTileCols];
     dot_tile<A, M, kTileCols, Prefetch>(x, w, p.width, bytes, out);
     const int count = static_cast<int>(cols.end - c < kTileCols ? cols.end - c : kTileCols);
-    for (int m = 0; m < M; ++m)
-      for (int n = 0; n < count; ++n) s.y[(row + m) * s.y_stride + c + n] = out[m][n] + (s.bias ? s.bias[c + n] : 0.0f);
+    for (int m = 0; m < M; ++m) {
+      float* y = s.y + (row + m) * s.y_stride + c;
+      if (s.bias)
+        for (int n = 0; n < count; ++n) out[m][n] += s.bias[c + n];
+      if (count == kTileCols)
+        __builtin_memcpy(y, out[m], sizeof out[m]);
+      else
+        for (int n = 0; n < count; ++n) y[n] = out[m][n];
+    }
   }
 }
 
