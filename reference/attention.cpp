@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "reference/linear.h"
 #include "reference/norm.h"
@@ -75,20 +76,13 @@ struct MlaHead {
   Scalar scale;
 };
 
-template <class Scalar>
-struct HeadResult {
-  Matrix<Scalar> output;         ///< [S,v]
-  Matrix<Scalar> probabilities;  ///< [S,T]
-};
-
 /// Equations 10, 11, 17 and 18: keys and values of this head are made from the latent.
 template <class Scalar>
-HeadResult<Scalar> mla_head_expanded(const MlaHead<Scalar>& head, const Call& call, std::int64_t b) {
+AttentionResult<Scalar> mla_head_expanded(const MlaHead<Scalar>& head, const Call& call, std::int64_t b) {
   const Matrix<Scalar> k_nope = head.latent * head.w_uk.transpose();  // k^C = W^UK c^KV
   const Matrix<Scalar> value = head.latent * head.w_uv.transpose();   // v^C = W^UV c^KV
-  Matrix<Scalar> p = head.scale * (head.q_nope * k_nope.transpose() + head.q_rope * head.k_rope.transpose());  // q^T k
-  masked_softmax(p, call, b);
-  return {p * value, p};
+  return attention<Scalar>({.q1 = head.q_nope, .k1 = k_nope, .q2 = head.q_rope, .k2 = head.k_rope, .v = value},
+                           head.scale, call, b);
 }
 
 /// The same without keys and values of its own (end of section 2.1.2). Since
@@ -98,12 +92,11 @@ HeadResult<Scalar> mla_head_expanded(const MlaHead<Scalar>& head, const Call& ca
 ///
 /// W^UK is absorbed into the query and W^UV into the output, and all heads attend to the cached latents themselves.
 template <class Scalar>
-HeadResult<Scalar> mla_head_absorbed(const MlaHead<Scalar>& head, const Call& call, std::int64_t b) {
+AttentionResult<Scalar> mla_head_absorbed(const MlaHead<Scalar>& head, const Call& call, std::int64_t b) {
   const Matrix<Scalar> q_latent = head.q_nope * head.w_uk;  // [S,R]
-  Matrix<Scalar> p = head.scale * (q_latent * head.latent.transpose() + head.q_rope * head.k_rope.transpose());
-  masked_softmax(p, call, b);
-  const Matrix<Scalar> attended = p * head.latent;  // [S,R]
-  return {attended * head.w_uv.transpose(), p};
+  auto [attended, p] = attention<Scalar>(
+      {.q1 = q_latent, .k1 = head.latent, .q2 = head.q_rope, .k2 = head.k_rope, .v = head.latent}, head.scale, call, b);
+  return {attended * head.w_uv.transpose(), std::move(p)};
 }
 
 }  // namespace
@@ -114,6 +107,15 @@ void masked_softmax(Matrix<Scalar>& scores, const Call& call, std::int64_t b) {
     for (std::int64_t t = 0; t < call.total; ++t)
       if (!call.visible(b, s, t)) scores(s, t) = std::numeric_limits<Scalar>::lowest();
   softmax(scores);
+}
+
+template <class Scalar>
+AttentionResult<Scalar> attention(const AttentionHead<Scalar>& head, Scalar scale, const Call& call, std::int64_t b) {
+  Matrix<Scalar> p = head.q1 * head.k1.transpose();
+  if (head.q2.cols() > 0) p += head.q2 * head.k2.transpose();
+  p *= scale;
+  masked_softmax(p, call, b);
+  return {p * head.v, p};
 }
 
 double softmax_scale(const Config& config) {
@@ -140,14 +142,19 @@ Matrix<Scalar> mha(const AttentionContext<Scalar>& c, const Matrix<Scalar>& x) {
   append(c, 0, k);
   append(c, 1, value);
 
+  const Matrix<Scalar> none;
   Matrix<Scalar> heads(B * S, H * d);
   for (std::int64_t b = 0; b < B; ++b) {
     for (std::int64_t h = 0; h < H; ++h) {
       const std::int64_t group = h / (H / K);
-      Matrix<Scalar> p = scale * (q.block(b * S, h * d, S, d) * cached(c, 0, b, group).transpose());
-      masked_softmax(p, c.call, b);
+      const auto [output, p] = attention<Scalar>({.q1 = q.block(b * S, h * d, S, d),
+                                                  .k1 = cached(c, 0, b, group),
+                                                  .q2 = none,
+                                                  .k2 = none,
+                                                  .v = cached(c, 1, b, group)},
+                                                 scale, c.call, b);
       keep_probabilities(c, b, h, p);
-      heads.block(b * S, h * d, S, d) = p * cached(c, 1, b, group);
+      heads.block(b * S, h * d, S, d) = output;
     }
   }
   return output_projection(c, heads);
@@ -199,6 +206,8 @@ Matrix<Scalar> mla(const AttentionContext<Scalar>& c, const Matrix<Scalar>& x, M
 
 template void masked_softmax(Matrix<float>&, const Call&, std::int64_t);
 template void masked_softmax(Matrix<double>&, const Call&, std::int64_t);
+template AttentionResult<float> attention(const AttentionHead<float>&, float, const Call&, std::int64_t);
+template AttentionResult<double> attention(const AttentionHead<double>&, double, const Call&, std::int64_t);
 template Matrix<float> mha(const AttentionContext<float>&, const Matrix<float>&);
 template Matrix<double> mha(const AttentionContext<double>&, const Matrix<double>&);
 template Matrix<float> mla(const AttentionContext<float>&, const Matrix<float>&, MlaForm);

@@ -26,6 +26,23 @@ struct AttentionContext {
 template <class Scalar>
 void masked_softmax(Matrix<Scalar>& scores, const Call& call, std::int64_t b);
 
+/// One head over one sequence. MHA has no second part of queries and keys: empty matrices.
+template <class Scalar>
+struct AttentionHead {
+  MatrixRef<Scalar> q1, k1;  ///< [S,d1], [T,d1]
+  MatrixRef<Scalar> q2, k2;  ///< [S,d2], [T,d2]: MLA's rotated part
+  MatrixRef<Scalar> v;       ///< [T,dv]
+};
+template <class Scalar>
+struct AttentionResult {
+  Matrix<Scalar> output;         ///< [S,dv]
+  Matrix<Scalar> probabilities;  ///< [S,T]
+};
+
+/// softmax(scale (q1 k1^T + q2 k2^T)) v over the keys that `call` lets sequence b see.
+template <class Scalar>
+AttentionResult<Scalar> attention(const AttentionHead<Scalar>& head, Scalar scale, const Call& call, std::int64_t b);
+
 /// Scale of the scores before softmax: 1/sqrt(width of q and k); in MLA times m(mscale_all_dim)^2 (QUIRKS 11).
 double softmax_scale(const Config& config);
 
