@@ -145,12 +145,12 @@ const Fault kFaults[] = {
     DSV2_FAULT(rope, RopeParams, "one frequency for all pairs",
                with_angles(p, items, [&](std::int64_t i, std::int64_t half, float& c, float& s) { c = given.cos[i / half * half]; s = given.sin[i / half * half]; });),
 
-    DSV2_FAULT(kv_append, KvAppendParams, "last row missing", right.kv_append(p, {items.begin, std::max(items.begin, items.end - 1)});),
-    DSV2_FAULT(kv_append, KvAppendParams, "row of the token before",
+    DSV2_FAULT(kv_write, KvWriteParams, "last row missing", right.kv_write(p, {items.begin, std::max(items.begin, items.end - 1)});),
+    DSV2_FAULT(kv_write, KvWriteParams, "row of the token before",
                const std::int64_t row = p.heads * p.width; std::vector<float> x(p.x, p.x + items.end * row);
                for (std::int64_t i = items.end - 1; i > 0; --i) std::copy_n(x.begin() + (i - 1) * row, row, x.begin() + i * row);
-               p.x = x.data(); p.x_stride = row; right.kv_append(p, items);),
-    DSV2_FAULT(kv_append, KvAppendParams, "zeros", const std::vector<float> x(static_cast<std::size_t>(items.end * p.x_stride), 0.0f); p.x = x.data(); right.kv_append(p, items);),
+               p.x = x.data(); p.x_stride = row; right.kv_write(p, items);),
+    DSV2_FAULT(kv_write, KvWriteParams, "zeros", const std::vector<float> x(static_cast<std::size_t>(items.end * p.x_stride), 0.0f); p.x = x.data(); right.kv_write(p, items);),
 
     DSV2_FAULT(attention, AttentionParams, "softmax scale dropped", p.scale = 1; right.attention(p, items);),
     DSV2_FAULT(attention, AttentionParams, "scale of another head size", p.scale *= 1.1f; right.attention(p, items);),
@@ -237,7 +237,7 @@ bool located_at(std::string_view op, std::string_view tap) {
   if (op == "rms_norm") return tap == "norm" || ends({"_layernorm"});
   if (op == "linear") return ends({"_proj", "_proj_with_mqa", ".gate.logits", "lm_head", "score", ".attn_output"});
   if (op == "rope") return ends({"_rope"});
-  if (op == "kv_append" || op == "attention" || op == "mla_absorb") return ends({".attn_output"});
+  if (op == "kv_write" || op == "attention" || op == "mla_absorb") return ends({".attn_output"});
   if (op == "gate_select") return ends({".gate.topk_idx"});
   if (op == "gate_weight") return ends({".gate.topk_weight"});
   if (op == "experts_act") return ends({".mlp.act", ".mlp"});

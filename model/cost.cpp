@@ -166,7 +166,7 @@ class Pricer {
     if (form == MlaForm::absorbed) {
       add("mla_absorb", "self_attn.kv_b_proj", 2 * N_ * kv_b, kv_b * matrix_bytes(w_.dtype), 0,
           N_ * H * (nope + v + 2 * R));
-      add("mla_attention", "self_attn.attention", 2 * pairs_ * H * (2 * R + r), 0, cached, N_ * H * (2 * R + r));
+      add("attention", "self_attn.attention", 2 * pairs_ * H * (2 * R + r), 0, cached, N_ * H * (2 * R + r));
     } else {
       add("linear", "self_attn.kv_b_proj", 2 * B_ * T_ * kv_b, kv_b * matrix_bytes(w_.dtype), cached,
           B_ * T_ * (R + H * (nope + v)));

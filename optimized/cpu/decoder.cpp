@@ -6,25 +6,20 @@
 #include <vector>
 
 #include "model/cost.h"
+#include "optimized/cpu/attention_mask.h"
 #include "optimized/cpu/backend.h"
 #include "optimized/cpu/buffer.h"
+#include "optimized/cpu/expert_groups.h"
 #include "optimized/cpu/kernels.h"
-#include "optimized/cpu/parallel.h"
 #include "optimized/cpu/prepared_weights.h"
 #include "optimized/cpu/rope_table.h"
+#include "optimized/cpu/runner.h"
 #include "optimized/cpu/test_hook.h"
 
 namespace dsv2::cpu {
 namespace {
 
 constexpr float kLatentNormEps = 1e-6f;
-// Matrix rows that a thread takes at a time: a multiple of the group that the tiles work on.
-constexpr std::int64_t kGrain = 32;
-// Few rows stream matrices from memory, each thread its own contiguous share; many are limited by arithmetic.
-constexpr std::int64_t kFewRows = 8;
-// Multiplications, or the like, below which an op is not worth waking another thread.
-constexpr std::int64_t kMinWork = 1 << 16;
-
 Storage storage_of(DType dtype) { return dtype == DType::bf16 ? Storage::bf16 : Storage::f32; }
 
 /// One forward call on its way through the layers.
@@ -35,10 +30,9 @@ struct Step {
   std::int64_t rows;  ///< N = B * S
   MlaForm mla_form;
   TapSink* sink;
-  const float *cos, *sin;          // [N, rope_dim / 2]
-  const std::uint8_t* mask;        // [B,T] or [B,S,T]; null: causal only
-  const std::uint8_t* all_masked;  // [B,S]; null: no such query
-  float* x;                        // [N,D], the residual stream
+  const float *cos, *sin;  // [N, rope_dim / 2]
+  AttentionMask mask;
+  float* x;  // [N,D], the residual stream
   std::int64_t layer = 0;
   Tensor* probabilities = nullptr;  // [B,H,S,T], when asked for
 
@@ -67,11 +61,6 @@ struct Step {
   KeyRows cached(int part) const { return kv == Storage::f32 ? cached<float>(part) : cached<bf16_t>(part); }
 };
 
-/// Multiplications of one item of attention, at most.
-std::int64_t attention_work(const AttentionParams& p) {
-  return std::min(kQueryBlock, p.tokens * p.heads / p.key_heads) * p.total * (p.d1 + p.d2 + p.dv);
-}
-
 /// The rows that a sequence b sees of what all see.
 KeyRows of_sequence(KeyRows rows, std::int64_t b) {
   const std::int64_t size = rows.storage == Storage::f32 ? sizeof(float) : sizeof(bf16_t);
@@ -85,9 +74,8 @@ class CpuDecoder final : public Decoder {
              const Kernels& kernels)
       : config_(config),
         options_(options),
-        kernels_(kernels),
-        threads_(options.threads > 0 ? options.threads : omp_get_num_procs()),
-        weights_(std::move(weights), options.dtype == DType::bf16 && kernels_.bf16_dot),
+        run_(kernels, options.threads > 0 ? options.threads : omp_get_num_procs()),
+        weights_(std::move(weights), options.dtype == DType::bf16 && kernels.bf16_dot),
         scale_(softmax_scale(config)) {}
 
   const Config& config() const override { return config_; }
@@ -107,16 +95,8 @@ class CpuDecoder final : public Decoder {
     const Matrix& matrix;
     float* y;
   };
-  /// Runs all items of an op, each about `work` multiplications, split at multiples of `grain`.
-  template <class Params>
-  void run(void (*kernel)(const Params&, Range), const Params& params, std::int64_t items, std::int64_t work,
-           std::int64_t grain = 1, Split split = Split::even) {
-    const int threads = items * work < kMinWork ? 1 : threads_;
-    parallel_for(threads, items, grain, split, [&](Range range) { kernel(params, range); });
-  }
   HostKvCache& own_kind(KvCache& cache) const;
   void embed(const ForwardInput& input, const Step& step);
-  void prepare_mask(const Call& call, Step& step);
   void rms_norm(const float* x, std::int64_t x_stride, const float* weight, float eps, std::int64_t rows,
                 std::int64_t width, float* y);
   void add(const Step& step, const float* y);
@@ -126,7 +106,6 @@ class CpuDecoder final : public Decoder {
   const void* pack(const void* x, Storage storage, std::int64_t x_stride, const std::int64_t* rows, std::int64_t count,
                    std::int64_t width, Arithmetic arithmetic);
   void linear(const void* packed, std::int64_t rows, const std::vector<Product>& products);
-  void linear(const LinearParams& params);
   void attend(const Step& step, AttentionParams params);
   void mha(const Step& step, const PreparedLayer& w);
   void mla(const Step& step, const PreparedLayer& w);
@@ -143,8 +122,7 @@ class CpuDecoder final : public Decoder {
 
   Config config_;
   Options options_;
-  Kernels kernels_;
-  int threads_;
+  Runner run_;
   PreparedWeights weights_;
   float scale_;
 
@@ -188,66 +166,55 @@ std::int64_t CpuDecoder::workspace_bytes() const {
 
 void CpuDecoder::rms_norm(const float* x, std::int64_t x_stride, const float* weight, float eps, std::int64_t rows,
                           std::int64_t width, float* y) {
-  run(kernels_.rms_norm,
-      RmsNormParams{.x = x, .x_stride = x_stride, .weight = weight, .eps = eps, .width = width, .y = y}, rows, width);
+  run_.rms_norm({.x = x, .x_stride = x_stride, .weight = weight, .eps = eps, .width = width, .y = y}, rows);
 }
 
 void CpuDecoder::add(const Step& step, const float* y) {
-  run(kernels_.add, AddParams{.x = step.x, .y = y}, step.rows * config_.hidden_size, 1, 16);
+  run_.add({.x = step.x, .y = y}, step.rows * config_.hidden_size);
 }
 
 void CpuDecoder::rope(const Step& step, const float* x, std::int64_t token_stride, std::int64_t head_stride,
                       std::int64_t heads, float* y) {
-  run(kernels_.rope,
-      RopeParams{.x = x,
-                 .token_stride = token_stride,
-                 .head_stride = head_stride,
-                 .heads = heads,
-                 .width = config_.rope_dim(),
-                 .interleaved = config_.use_mla,
-                 .cos = step.cos,
-                 .sin = step.sin,
-                 .y = y},
-      step.rows, heads * config_.rope_dim());
+  run_.rope({.x = x,
+             .token_stride = token_stride,
+             .head_stride = head_stride,
+             .heads = heads,
+             .width = config_.rope_dim(),
+             .interleaved = config_.use_mla,
+             .cos = step.cos,
+             .sin = step.sin,
+             .y = y},
+            step.rows);
 }
 
 void CpuDecoder::append(const Step& step, int part, const float* x) {
   const CachePart& p = step.cache.parts()[static_cast<std::size_t>(part)];
   const KeyRows rows = step.cached(part);
   const std::int64_t size = step.kv == Storage::f32 ? sizeof(float) : sizeof(bf16_t);
-  run(kernels_.kv_append,
-      KvAppendParams{.x = x,
-                     .x_stride = p.heads * p.dim,
-                     .y = static_cast<char*>(const_cast<void*>(rows.data)) + step.call.past * p.dim * size,
-                     .storage = step.kv,
-                     .head_stride = rows.head_stride,
-                     .batch_stride = rows.batch_stride,
-                     .tokens = step.call.tokens,
-                     .heads = p.heads,
-                     .width = p.dim},
-      step.rows, p.heads * p.dim);
+  run_.kv_write({.x = x,
+                 .x_stride = p.heads * p.dim,
+                 .y = static_cast<char*>(const_cast<void*>(rows.data)) + step.call.past * p.dim * size,
+                 .storage = step.kv,
+                 .head_stride = rows.head_stride,
+                 .batch_stride = rows.batch_stride,
+                 .tokens = step.call.tokens,
+                 .heads = p.heads,
+                 .width = p.dim},
+                step.rows);
 }
 
 const void* CpuDecoder::pack(const void* x, Storage storage, std::int64_t x_stride, const std::int64_t* rows,
                              std::int64_t count, std::int64_t width, Arithmetic arithmetic) {
   float* y = packed_.get(count * packed_width(width));
-  run(kernels_.pack,
-      PackParams{.x = x,
-                 .storage = storage,
-                 .x_stride = x_stride,
-                 .rows = rows,
-                 .width = width,
-                 .arithmetic = arithmetic,
-                 .y = y},
-      count, width);
+  run_.pack({.x = x,
+             .storage = storage,
+             .x_stride = x_stride,
+             .rows = rows,
+             .width = width,
+             .arithmetic = arithmetic,
+             .y = y},
+            count);
   return y;
-}
-
-void CpuDecoder::linear(const LinearParams& params) {
-  std::int64_t items = 0;
-  for (std::int64_t i = 0; i < params.segment_count; ++i) items += params.segments[i].out_width;
-  run(kernels_.linear, params, items, params.rows * params.width, kGrain,
-      params.rows > kFewRows ? Split::on_demand : Split::even);
 }
 
 void CpuDecoder::linear(const void* packed, std::int64_t rows, const std::vector<Product>& products) {
@@ -255,47 +222,28 @@ void CpuDecoder::linear(const void* packed, std::int64_t rows, const std::vector
   std::vector<LinearSegment> segments;
   for (const auto& [m, y] : products)
     segments.push_back({.x = packed, .weight = m.data, .bias = m.bias, .y = y, .y_stride = m.out, .out_width = m.out});
-  linear(LinearParams{.arithmetic = first.arithmetic,
-                      .rows = rows,
-                      .width = first.in,
-                      .x_stride = packed_width(first.in),
-                      .segments = segments.data(),
-                      .segment_count = static_cast<std::int64_t>(segments.size())});
+  run_.linear({.arithmetic = first.arithmetic,
+               .rows = rows,
+               .width = first.in,
+               .x_stride = packed_width(first.in),
+               .segments = segments.data(),
+               .segment_count = static_cast<std::int64_t>(segments.size())});
 }
 
 void CpuDecoder::embed(const ForwardInput& input, const Step& step) {
   if (input.inputs_embeds) {
     widen_into(*input.inputs_embeds, step.x);
   } else {
-    run(kernels_.embedding,
-        EmbeddingParams{.table = weights_.embed_tokens.data,
-                        .storage = weights_.embed_tokens.storage,
-                        .ids = input.input_ids->as<std::int64_t>().data(),
-                        .width = config_.hidden_size,
-                        .y = step.x},
-        step.rows, config_.hidden_size);
+    run_.embedding({.table = weights_.embed_tokens.data,
+                    .storage = weights_.embed_tokens.storage,
+                    .ids = input.input_ids->as<std::int64_t>().data(),
+                    .width = config_.hidden_size,
+                    .y = step.x},
+                   step.rows);
   }
   if (step.sink) {
     const Shape shape{step.call.batch, step.call.tokens, config_.hidden_size};
     step.sink->tap("embed_tokens", {DType::f32, shape, step.x}, step.x);
-  }
-}
-
-void CpuDecoder::prepare_mask(const Call& call, Step& step) {
-  step.mask = step.all_masked = nullptr;
-  if (call.mask_rank == 0) return;
-  const std::int64_t B = call.batch, S = call.tokens, T = call.total;
-  if (call.mask_rank == 2 && std::find(call.mask.begin(), call.mask.end(), 0) == call.mask.end()) return;
-  step.mask = call.mask.data();
-
-  std::uint8_t* none = all_masked_.get(B * S);
-  for (std::int64_t b = 0; b < B; ++b) {
-    for (std::int64_t s = 0; s < S; ++s) {
-      const std::uint8_t* row = step.mask + (call.mask_rank == 4 ? (b * S + s) * T : b * T);
-      const std::uint8_t* end = row + call.key_end(s);
-      none[b * S + s] = std::find(row, end, 1) == end;
-      if (none[b * S + s]) step.all_masked = none;
-    }
   }
 }
 
@@ -319,18 +267,18 @@ AttentionParams CpuDecoder::attention_params(const Step& step) const {
           .d2 = 0,
           .dv = 0,
           .scale = scale_,
-          .mask = step.mask,
-          .mask_batch = c.mask_rank == 4 ? c.tokens * c.total : c.total,
-          .mask_token = c.mask_rank == 4 ? c.total : 0,
-          .all_masked = step.all_masked,
+          .mask = step.mask.visible,
+          .mask_batch = step.mask.batch_stride,
+          .mask_token = step.mask.token_stride,
+          .all_masked = step.mask.all_masked,
           .out = nullptr};
 }
 
 void CpuDecoder::attend(const Step& step, AttentionParams p) {
-  run(kernels_.attention, p, attention_items(p), attention_work(p), 1, p.tokens > 1 ? Split::on_demand : Split::even);
+  run_.attention(p);
   if (!step.probabilities) return;
   p.out = step.probabilities->as<float>().data();
-  run(kernels_.attention_probabilities, p, p.batch * p.heads * p.tokens, p.total * p.d1, 1, Split::on_demand);
+  run_.attention_probabilities(p);
 }
 
 void CpuDecoder::mha(const Step& step, const PreparedLayer& w) {
@@ -404,19 +352,17 @@ void CpuDecoder::mla_absorbed(const Step& step, const PreparedLayer& w, const fl
   const std::int64_t N = step.rows, H = config_.num_attention_heads, R = config_.kv_lora_rank;
   const std::int64_t nope = config_.qk_nope_head_dim, v = config_.v_head_dim;
   float *absorbed = absorbed_.get(N * H * R), *latent_out = latent_out_.get(N * H * R);
-  run(kernels_.mla_absorb,
-      MlaAbsorbParams{.x = q,
-                      .token_stride = q_width,
-                      .head_stride = q_width / H,
-                      .weight = w.kv_b_proj.data,
-                      .storage = w.kv_b_proj.storage,
-                      .weight_head_stride = (nope + v) * R,
-                      .tokens = N,
-                      .heads = H,
-                      .nope = nope,
-                      .width = R,
-                      .y = absorbed},
-      H, N * nope * R);
+  run_.mla_absorb({.x = q,
+                   .token_stride = q_width,
+                   .head_stride = q_width / H,
+                   .weight = w.kv_b_proj.data,
+                   .storage = w.kv_b_proj.storage,
+                   .weight_head_stride = (nope + v) * R,
+                   .tokens = N,
+                   .heads = H,
+                   .nope = nope,
+                   .width = R,
+                   .y = absorbed});
 
   AttentionParams p = attention_params(step);
   p.q1 = absorbed, p.q1_token_stride = H * R, p.q1_head_stride = R;
@@ -440,12 +386,12 @@ void CpuDecoder::mla_absorbed(const Step& step, const PreparedLayer& w, const fl
                         .y = out + h * v,
                         .y_stride = H * v,
                         .out_width = v});
-  linear(LinearParams{.arithmetic = w.kv_b_proj.arithmetic,
-                      .rows = N,
-                      .width = R,
-                      .x_stride = H * packed_width(R),
-                      .segments = segments.data(),
-                      .segment_count = H});
+  run_.linear({.arithmetic = w.kv_b_proj.arithmetic,
+               .rows = N,
+               .width = R,
+               .x_stride = H * packed_width(R),
+               .segments = segments.data(),
+               .segment_count = H});
 }
 
 void CpuDecoder::mla_expanded(const Step& step, const PreparedLayer& w, const float* q, std::int64_t q_width,
@@ -469,10 +415,10 @@ void CpuDecoder::mla_expanded(const Step& step, const PreparedLayer& w, const fl
     if (p.mask) p.mask += b * p.mask_batch;
     if (p.all_masked) p.all_masked += b * S;
     p.out = out + b * S * H * v;
-    run(kernels_.attention, p, attention_items(p), attention_work(p), 1, Split::on_demand);
+    run_.attention(p);
     if (!step.probabilities) continue;
     p.out = step.probabilities->as<float>().data() + b * H * S * T;
-    run(kernels_.attention_probabilities, p, H * S, T * p.d1, 1, Split::on_demand);
+    run_.attention_probabilities(p);
   }
 }
 
@@ -515,14 +461,14 @@ void CpuDecoder::route(const Step& step, const PreparedLayer& w) {
                           .scoring = config_.scoring_func,
                           .normalise = config_.norm_topk_prob,
                           .scaling = static_cast<float>(config_.routed_scaling_factor)};
-  run(kernels_.gate_select, params, N, E * E);
+  run_.gate_select(params, N);
   if (step.sink) {
     step.tap_as("mlp.gate.topk_idx", topk_idx, {N, k});
     for (std::int64_t i = 0; i < N * k; ++i)
       DSV2_CHECK(topk_idx[i] >= 0 && topk_idx[i] < E, "layers.", step.layer, ".mlp.gate.topk_idx: expected 0..", E - 1,
                  ", found ", topk_idx[i]);
   }
-  run(kernels_.gate_weight, params, N, k);
+  run_.gate_weight(params, N);
   if (step.sink) step.tap_as("mlp.gate.topk_weight", topk_weight, {N, k});
 }
 
@@ -552,17 +498,9 @@ void CpuDecoder::segments_of(const Step& step, const PreparedLayer& w) {
     const float* topk_weight = topk_weight_.get(N * k);
     std::int64_t* tokens = expert_tokens_.get(N * k);
     float* weight = expert_weight_.get(N * k);
-    expert_begin_.assign(static_cast<std::size_t>(E + 1), 0);
-    for (std::int64_t i = 0; i < N * k; ++i) ++expert_begin_[static_cast<std::size_t>(topk_idx[i] + 1)];
-    for (std::size_t e = 0; e < static_cast<std::size_t>(E); ++e) expert_begin_[e + 1] += expert_begin_[e];
-    for (std::size_t e = 0; e < static_cast<std::size_t>(E); ++e)
-      if (const std::int64_t begin = expert_begin_[e]; expert_begin_[e + 1] > begin)
-        add_segment(w.experts[e], expert_begin_[e + 1] - begin, tokens + begin, weight + begin);
-    for (std::int64_t i = 0; i < N * k; ++i) {
-      const std::int64_t at = expert_begin_[static_cast<std::size_t>(topk_idx[i])]++;
-      tokens[at] = i / k;
-      weight[at] = topk_weight[i];
-    }
+    for_each_chosen_expert(topk_idx, topk_weight, N, k, E, expert_begin_, tokens, weight,
+                           [&](std::size_t e, std::int64_t rows, const std::int64_t* its_tokens,
+                               const float* its_weight) { add_segment(w.experts[e], rows, its_tokens, its_weight); });
     if (w.shared_experts.gate_proj.data) add_segment(w.shared_experts, N, nullptr, nullptr);
   }
   const PreparedMlp& any = w.experts.empty() ? w.mlp : w.experts.front();
@@ -593,27 +531,23 @@ void CpuDecoder::mlp_block(const Step& step, const PreparedLayer& w) {
                              .tokens = N,
                              .x = pack(hidden, Storage::f32, D, nullptr, N, D, any.gate_proj.arithmetic),
                              .y = out};
-  std::int64_t units = 0, products = 0;  // products: tokens times hidden units
-  for (const ExpertSegment& s : segments_) units += s.width, products += s.rows * s.width;
-  const Split split = N > kFewRows ? Split::on_demand : Split::even;
-  run(kernels_.experts_act, params, units, products * 2 * D / units, kGrain, split);
+  run_.experts_act(params);
   if (dense && step.sink) {
     const ExpertSegment& s = segments_.front();
     float* values = act_values_.get(N * s.width);
     const Arithmetic arithmetic = params.down_arithmetic;
-    run(kernels_.unpack, UnpackParams{.x = s.act, .width = s.width, .arithmetic = arithmetic, .y = values}, N, s.width);
+    run_.unpack({.x = s.act, .width = s.width, .arithmetic = arithmetic, .y = values}, N);
     step.tap("mlp.act", values, s.width);
-    run(kernels_.pack,
-        PackParams{.x = values,
-                   .storage = Storage::f32,
-                   .x_stride = s.width,
-                   .rows = nullptr,
-                   .width = s.width,
-                   .arithmetic = arithmetic,
-                   .y = s.act},
-        N, s.width);
+    run_.pack({.x = values,
+               .storage = Storage::f32,
+               .x_stride = s.width,
+               .rows = nullptr,
+               .width = s.width,
+               .arithmetic = arithmetic,
+               .y = s.act},
+              N);
   }
-  run(kernels_.experts_down, params, D, products, kGrain, split);
+  run_.experts_down(params);
   step.tap("mlp", out, D);
   add(step, out);
   step.tap("", step.x, D);
@@ -662,10 +596,8 @@ ForwardOutput CpuDecoder::forward(const ForwardInput& input) {
             .sink = input.taps,
             .cos = cos,
             .sin = sin,
-            .mask = nullptr,
-            .all_masked = nullptr,
+            .mask = attention_mask(call, all_masked_.get(N)),
             .x = x_.get(N * D)};
-  prepare_mask(call, step);
   hidden_.get(N * D);
 
   ForwardOutput out;

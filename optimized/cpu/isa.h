@@ -12,7 +12,7 @@ void pack(const PackParams&, Range);
 void unpack(const UnpackParams&, Range);
 void linear(const LinearParams&, Range);
 void rope(const RopeParams&, Range);
-void kv_append(const KvAppendParams&, Range);
+void kv_write(const KvWriteParams&, Range);
 void attention(const AttentionParams&, Range);
 void attention_probabilities(const AttentionParams&, Range);
 void mla_absorb(const MlaAbsorbParams&, Range);

@@ -22,7 +22,7 @@ void rope(const RopeParams& p, Range items) {
   }
 }
 
-void kv_append(const KvAppendParams& p, Range items) {
+void kv_write(const KvWriteParams& p, Range items) {
   for (std::int64_t i = items.begin; i < items.end; ++i) {
     for (std::int64_t h = 0; h < p.heads; ++h) {
       const float* x = p.x + i * p.x_stride + h * p.width;

@@ -19,7 +19,7 @@ struct RopeParams {
 };
 
 /// Copies rows into the cache in its element type, rounding to nearest even. Items: tokens, b * S + s.
-struct KvAppendParams {
+struct KvWriteParams {
   const float* x;             // [B,S,K,d], tokens x_stride apart
   std::int64_t x_stride;      // elements
   void* y;                    // row 0 of the first new position of sequence 0, head 0: [B,K,capacity,d]
