@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <variant>
@@ -83,6 +84,8 @@ class Decoder {
   virtual std::int64_t workspace_bytes() const = 0;
 };
 
+struct OpKernel;  // model/op.h
+
 /// A row of the backend table in harness/.
 struct Backend {
   std::string_view name;                        ///< "reference", "cpu", ...
@@ -91,6 +94,7 @@ struct Backend {
   std::optional<std::string> (*unsupported)(const Config&,
                                             const Options&);  ///< why it lacks this; nullopt: it does not
   std::unique_ptr<Decoder> (*create)(const Config&, std::shared_ptr<const Weights>, const Options&);
+  std::span<const OpKernel> (*ops)();  ///< what it can compute alone
 };
 
 /// A call as every backend sees it: checked, with the defaults filled in.

@@ -158,7 +158,8 @@ Backend backend() {
           .description = "plain Eigen in formula order, one thread; double to judge, float to time",
           .unavailable = [] { return std::optional<std::string>(); },
           .unsupported = unsupported,
-          .create = create};
+          .create = create,
+          .ops = ops};
 }
 
 }  // namespace dsv2::reference

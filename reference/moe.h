@@ -3,6 +3,7 @@
 
 #include "model/config.h"
 #include "model/weights.h"
+#include "reference/gate.h"
 #include "reference/matrix.h"
 #include "reference/probe.h"
 
@@ -17,8 +18,13 @@ Scalar activate(Activation activation, Scalar x);
 template <class Scalar>
 Matrix<Scalar> mlp(const Matrix<Scalar>& x, const MlpWeights& weights, Activation activation, const Probe& probe);
 
-/// DeepSeekMoE (arXiv 2405.04434, equation 20 without the residual): sum of g_i FFN_i(x) over the chosen experts i,
-/// plus the shared experts, which are stored as one MLP: [N,D] -> [N,D].
+/// sum of g_i FFN_i(x) over the chosen experts i of each token (first sum of equation 20): [N,D] -> [N,D].
+template <class Scalar>
+Matrix<Scalar> experts(const Matrix<Scalar>& x, const Routing<Scalar>& routing, const std::vector<MlpWeights>& mlps,
+                       Activation activation);
+
+/// DeepSeekMoE (arXiv 2405.04434, equation 20 without the residual): the chosen experts, plus the shared ones, which
+/// are stored as one MLP: [N,D] -> [N,D].
 template <class Scalar>
 Matrix<Scalar> moe(const Matrix<Scalar>& x, const LayerWeights& weights, const Config& config, const Probe& probe);
 

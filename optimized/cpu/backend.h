@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "model/decoder.h"
+#include "model/op.h"
 
 namespace dsv2::cpu {
 
@@ -13,6 +14,9 @@ namespace dsv2::cpu {
 /// gate and all sums stay f32. kv_dtype f32 or bf16. A result depends neither on threads nor on other sequences of the
 /// batch.
 Backend backend();
+
+/// Every op of model/op.h on the kernels of options.isa, with options.threads threads.
+std::span<const OpKernel> ops();
 
 /// An instruction set that kernels are built for.
 struct IsaInfo {

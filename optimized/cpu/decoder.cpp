@@ -651,7 +651,8 @@ Backend backend() {
           .description = "f32 and bf16 weights; portable, AVX2, AVX-512 and AVX-512 BF16 kernels, chosen at run time",
           .unavailable = [] { return std::optional<std::string>(); },
           .unsupported = unsupported,
-          .create = create};
+          .create = create,
+          .ops = ops};
 }
 
 }  // namespace dsv2::cpu
