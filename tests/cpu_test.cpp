@@ -117,6 +117,10 @@ std::vector<Named> models() {
     c.rope_scaling = {.type = RopeType::linear, .factor = 3, .mscale_all_dim = 0.5};
     c.hidden_act = Activation::gelu_tanh, c.scoring_func = ScoringFunc::sigmoid;
   });
+  add("mla_more_chosen_than_kept", mla, [](Config& c) {  // experts of rejected groups fill in, with weight 0
+    c.topk_method = TopkMethod::group_limited_greedy;
+    c.n_group = 3, c.topk_group = 1, c.num_experts_per_tok = 3;
+  });
   const auto wide = [](Config& c) {  // whole vectors and several of them, tails behind them
     c.hidden_size = 272, c.num_attention_heads = 2, c.num_key_value_heads = 1, c.num_hidden_layers = 2;
     c.intermediate_size = 330, c.moe_intermediate_size = 97, c.kv_lora_rank = 152, c.qk_nope_head_dim = 40;

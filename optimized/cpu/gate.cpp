@@ -56,7 +56,11 @@ void gate_select(const GateParams& p, Range items) {
     std::int64_t chosen = 0;
     for (std::int64_t e = 0; e < p.experts && chosen < p.top_k; ++e)
       if (rank(choice, p.experts, e) < p.top_k) idx[chosen++] = e;
-    score(p, p.logits + i * p.experts, scores);
+    // Weights come from what competed, zeros of rejected groups included; in noaux_tc without the bias (QUIRKS 7, 9).
+    if (p.method == TopkMethod::noaux_tc)
+      score(p, p.logits + i * p.experts, scores);
+    else
+      for (std::int64_t e = 0; e < p.experts; ++e) scores[e] = choice[e];
   }
 }
 
