@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <iostream>
+#include <random>
 #include <regex>
 
 #include "harness/backends.h"
@@ -12,6 +13,7 @@
 #include "harness/golden_case.h"
 #include "harness/report.h"
 #include "harness/run_case.h"
+#include "harness/run_op.h"
 #include "harness/table.h"
 
 namespace dsv2::harness {
@@ -22,7 +24,8 @@ namespace fs = std::filesystem;
 struct CheckFlags {
   std::vector<std::string> paths;
   BackendFlags backend;
-  std::vector<std::string> dtypes{"f32"};
+  std::vector<std::string> dtypes, ops;
+  std::uint64_t seed = 0;
   std::string filter, json;
   bool no_taps = false, verbose = false;
 };
@@ -81,7 +84,53 @@ void print_table(const std::vector<Record>& records, bool verbose, std::ostream&
   }
 }
 
+/// Counts, the report's place, and what else a run ends with.
+int conclude(const CheckFlags& flags, const Report& report, std::ostream& out) {
+  const auto count = [&](Status s) {
+    return std::count_if(report.records.begin(), report.records.end(), [&](const Record& r) { return r.status == s; });
+  };
+  out << '\n'
+      << count(Status::passed) << " passed, " << count(Status::failed) << " failed, " << count(Status::error)
+      << " refused, " << count(Status::skipped) << " skipped";
+  if (!flags.json.empty() && flags.json != "-") out << "; report: " << flags.json;
+  out << '\n';
+  const ExitCode code = report.exit_code();
+  if (code == ExitCode::bad_input)
+    for (const Record& r : report.records)
+      if (r.status == Status::error) std::cerr << "dsv2: " << r.reason << '\n';
+  if (code == ExitCode::nothing_checked) std::cerr << "dsv2: nothing was checked\n";
+  return static_cast<int>(code);
+}
+
+/// Each op alone, from the table of op cases.
+int run_ops(const CheckFlags& flags) {
+  const std::regex filter = parse_filter(flags.filter);
+  const std::vector<OpCase> cases =
+      chosen_cases({flags.ops, flags.dtypes, [&](std::string_view n) {
+                      return flags.filter.empty() || std::regex_search(n.begin(), n.end(), filter);
+                    }});
+  const std::vector<const Backend*> chosen = flags.backend.backends();
+  Report report;
+  report.argv = command_line();
+  report.seed = flags.seed ? flags.seed : std::random_device{}();
+  report.threads = flags.backend.thread_count();
+  std::ostream& out = flags.json == "-" ? std::cerr : std::cout;
+  out << "seed " << *report.seed << '\n';
+  ProgressLine progress("check");
+  for (std::size_t i = 0; i < cases.size(); ++i) {
+    progress.show(i, cases.size(), cases[i].op);
+    const OpRun run(cases[i], *report.seed);
+    for (const Backend* backend : chosen) report.records.push_back(run.on(*backend, flags.backend.options("f32")));
+  }
+  progress.clear();
+  if (!flags.json.empty()) write_output(flags.json, report.to_json().dump(1) + "\n");
+  print_op_table(report.records, flags.verbose, out);
+  return conclude(flags, report, out);
+}
+
 int run(const CheckFlags& flags) {
+  if (!flags.ops.empty()) return run_ops(flags);
+  const std::vector<std::string> dtypes = flags.dtypes.empty() ? std::vector<std::string>{"f32"} : flags.dtypes;
   std::vector<fs::path> cases, sets;
   for (const std::string& p : flags.paths) discover(p, cases, sets);
   const std::regex filter = parse_filter(flags.filter);
@@ -111,7 +160,7 @@ int run(const CheckFlags& flags) {
       report.records.push_back(std::move(r));
       continue;
     }
-    for (const std::string& dtype : flags.dtypes)
+    for (const std::string& dtype : dtypes)
       for (const Backend* backend : chosen) {
         CaseOptions options{flags.backend.options(dtype), !flags.no_taps};
         for (Record& r : run_case(*golden, *backend, options)) report.records.push_back(std::move(r));
@@ -127,20 +176,7 @@ int run(const CheckFlags& flags) {
   if (!flags.json.empty()) write_output(flags.json, report.to_json().dump(1) + "\n");
   std::ostream& out = flags.json == "-" ? std::cerr : std::cout;
   print_table(report.records, flags.verbose, out);
-  const auto count = [&](Status s) {
-    return std::count_if(report.records.begin(), report.records.end(), [&](const Record& r) { return r.status == s; });
-  };
-  out << '\n'
-      << count(Status::passed) << " passed, " << count(Status::failed) << " failed, " << count(Status::error)
-      << " refused, " << count(Status::skipped) << " skipped";
-  if (!flags.json.empty() && flags.json != "-") out << "; report: " << flags.json;
-  out << '\n';
-  const ExitCode code = report.exit_code();
-  if (code == ExitCode::bad_input)
-    for (const Record& r : report.records)
-      if (r.status == Status::error) std::cerr << "dsv2: " << r.reason << '\n';
-  if (code == ExitCode::nothing_checked) std::cerr << "dsv2: nothing was checked\n";
-  return static_cast<int>(code);
+  return conclude(flags, report, out);
 }
 
 }  // namespace
@@ -151,10 +187,13 @@ void add_check(CLI::App& app, ExitCode& code) {
       app.add_subcommand("check", "Hold backends against golden cases, and bad input against what must be refused");
   sub->add_option("path", flags->paths, "A case, a set of cases or an error set, from anywhere (default: golden)");
   flags->backend.add_to(*sub, "reference,cpu");
-  sub->add_option("--dtype", flags->dtypes, "Of matrices and their arithmetic: f32, bf16 (default f32)")
+  sub->add_option("--dtype", flags->dtypes, "Of matrices and their arithmetic: f32, bf16 (default f32; of ops: all)")
       ->delimiter(',')
-      ->allow_extra_args(false)
-      ->default_str("f32");
+      ->allow_extra_args(false);
+  sub->add_option("--op", flags->ops, "Check single ops instead, on drawn inputs: rms_norm, linear, ...; all")
+      ->delimiter(',')
+      ->allow_extra_args(false);
+  sub->add_option("--seed", flags->seed, "Of what is drawn (default: another at each run, printed)");
   sub->add_option("--filter", flags->filter, "Only cases and entries whose name matches this regular expression");
   sub->add_option("--json", flags->json, "Write the report here (-: stdout)");
   sub->add_flag("--no-taps", flags->no_taps, "Leave out the comparison of each op alone");

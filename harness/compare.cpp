@@ -192,4 +192,54 @@ Comparison compare_derived(std::string name, const TensorView& got, const Tensor
   return c;
 }
 
+Comparison compare_summed(std::string name, const TensorView& got, const TensorView& want,
+                          const std::vector<double>& root, const DerivedBound& bound, double floor) {
+  Comparison c;
+  c.name = std::move(name);
+  const double unit = bound.unit();
+  c.rule = concat(kElementFactor, " (u(", dsv2::name(bound.dtype), ") + sqrt(", bound.reduction,
+                  ") u(f32)) (root of the sum of squares + |want|)");
+  if (refuse_shape(c, got, want)) return c;
+  DSV2_CHECK(static_cast<std::int64_t>(root.size()) == want.size(), c.name, ": root: expected ", want.size(),
+             " elements, found ", root.size());
+  double error2 = 0, allowed2 = 0;
+  judge_elements(c, got, want, {}, [&](std::int64_t i) {
+    const double size = root[static_cast<std::size_t>(i)] + std::fabs(want.at(i));
+    const double error = got.at(i) - want.at(i), allowed = kTensorFactor * unit * size + floor;
+    error2 += error * error;
+    allowed2 += allowed * allowed;
+    return kElementFactor * unit * size + floor;
+  });
+  const double share = error2 == 0 ? 0 : std::sqrt(error2 / allowed2);
+  if (!(share <= 1)) {
+    if (c.passed)
+      c.reason =
+          concat(c.name, ": relative L2 ", number(c.relative_l2), ", ", number(share), " x the bound of the whole");
+    c.passed = false;
+  }
+  c.budget_used = std::isnan(share) ? kInfinity : std::max(c.budget_used, share);
+  return c;
+}
+
+Comparison compare_bits(std::string name, const TensorView& got, const TensorView& want) {
+  Comparison c;
+  c.name = std::move(name);
+  c.rule = "equal";
+  if (refuse_shape(c, got, want)) return c;
+  DSV2_CHECK(got.dtype == want.dtype, c.name, ": expected ", dsv2::name(want.dtype), ", found ", dsv2::name(got.dtype));
+  const auto element = static_cast<std::size_t>(bits(want.dtype) / 8);
+  const auto* a = static_cast<const char*>(got.data);
+  const auto* b = static_cast<const char*>(want.data);
+  c.count = want.size();
+  for (std::int64_t i = 0; i < c.count; ++i, a += element, b += element) {
+    if (std::memcmp(a, b, element) == 0) continue;
+    const double g = got.at(i), w = want.at(i);
+    if (std::isnan(g) && std::isnan(w)) continue;
+    if (c.outside++ == 0) c.worst = unravel(i, want.shape), c.got = g, c.want = w;
+  }
+  c.passed = c.outside == 0;
+  c.budget_used = c.passed ? 0 : kInfinity;
+  return c;
+}
+
 }  // namespace dsv2::harness

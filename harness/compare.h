@@ -65,6 +65,16 @@ inline constexpr double kElementFactor = 8.0, kTensorFactor = 2.0;
 /// Both bounds of DerivedBound; rows are the last dimension.
 Comparison compare_derived(std::string name, const TensorView& got, const TensorView& want, const DerivedBound& bound);
 
+/// The same for an op alone, where what each element sums is known: `root` holds, element by element, the root of the
+/// sum of squares of its terms, and takes the place of the row's RMS. `floor` is added to every element's bound.
+///     |got - want| <= kElementFactor unit (root + |want|) + floor, and in L2 over the tensor kTensorFactor times the
+///     same
+Comparison compare_summed(std::string name, const TensorView& got, const TensorView& want,
+                          const std::vector<double>& root, const DerivedBound& bound, double floor);
+
+/// The same bits, but for the payload of a NaN.
+Comparison compare_bits(std::string name, const TensorView& got, const TensorView& want);
+
 /// Relative L2 distance of the selected elements; infinite when one of them is not finite in `got`.
 double relative_l2(const TensorView& got, const TensorView& want, const Selection& selection = {});
 

@@ -44,7 +44,8 @@ struct OpOutput {
 ///     experts                 x [N,D], topk_idx, topk_weight [N,k], gate_proj, up_proj [E,F,D], down_proj [E,D,F]
 ///                                                                                      -> y [N,D]
 ///     shared_experts, mlp     x [N,D], gate_proj, up_proj [F,D], down_proj [D,F]       -> y [N,D]
-///     argmax                  logits [B,V]                                             -> ids [B] i64, the lowest of equals
+///     argmax                  logits [B,V]                                             -> ids [B] i64, the lowest of
+///     equals
 struct OpProblem {
   std::string_view op;
   Config config;  ///< of one layer

@@ -9,6 +9,7 @@
 #include "model/file.h"
 #include "model/json.h"
 #include "model/memory.h"
+#include "model/random.h"
 #include "model/safetensors.h"
 
 namespace dsv2 {
@@ -158,41 +159,6 @@ Fill fill_of(std::string_view name, const Shape& shape) {
   return {.scale = static_cast<float>(1 / std::sqrt(static_cast<double>(shape[1]))), .always_f32 = gate};
 }
 
-/// The finaliser of SplitMix64 (Steele, Lea, Flood 2014; constants of Stafford's variant 13).
-inline std::uint64_t mix(std::uint64_t z) {
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-  return z ^ (z >> 31);
-}
-
-std::uint64_t stream_of(std::uint64_t seed, std::string_view name) {
-  std::uint64_t h = mix(seed + 0x9e3779b97f4a7c15u);
-  for (const char c : name) h = mix(h ^ static_cast<unsigned char>(c)) + 0x9e3779b97f4a7c15u;
-  return h;
-}
-
-/// Element i of a stream: the sum of four 16-bit uniforms, centred, with variance 1. In integers up to the last step,
-/// so the same on every machine.
-inline float draw(std::uint64_t stream, std::int64_t i) {
-  const std::uint64_t x = mix(stream + static_cast<std::uint64_t>(i) * 0x9e3779b97f4a7c15u);
-  const auto sum = static_cast<std::int32_t>((x & 0xffff) + (x >> 16 & 0xffff) + (x >> 32 & 0xffff) + (x >> 48));
-  constexpr float kUnit = 2.6428868e-05f;  // 1 / sqrt(4 (2^32 - 1) / 12)
-  return static_cast<float>(sum - 2 * 0xffff) * kUnit;
-}
-
-template <class T>
-void fill(T* out, std::int64_t n, std::uint64_t stream, const Fill& f) {
-#pragma omp parallel for schedule(static) if (n >= kParallelFrom)
-  for (std::int64_t i = 0; i < n; ++i) {
-    // In double the product is exact, so that a fused multiply-add changes nothing.
-    const auto value = static_cast<float>(double{f.mean} + double{f.scale} * draw(stream, i));
-    if constexpr (std::is_same_v<T, bf16_t>)
-      out[i] = to_bf16(value);
-    else
-      out[i] = value;
-  }
-}
-
 std::int64_t aligned(std::int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 /// The views of a model before they have data: name, shape and the field to set.
@@ -290,11 +256,7 @@ std::shared_ptr<const Weights> Weights::random(const Config& config, std::uint64
   for (std::size_t i = 0; i < slots.size(); ++i) {
     const Slot& s = slots[i];
     const Fill how = fill_of(s.name, s.shape);
-    const std::uint64_t stream = stream_of(seed, s.name);
-    if (s.view->dtype == DType::bf16)
-      fill(reinterpret_cast<bf16_t*>(next), s.view->size(), stream, how);
-    else
-      fill(reinterpret_cast<float*>(next), s.view->size(), stream, how);
+    fill_normal(next, s.view->dtype, s.view->size(), random_stream(seed, s.name), how.mean, how.scale);
     s.view->data = next;
     next += aligned(s.view->bytes());
     report_progress(progress, i + 1, slots.size());

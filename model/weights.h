@@ -77,10 +77,9 @@ class Weights {
                                              LoadReport* report = nullptr, const Progress& progress = {});
 
   /// Draws every tensor, in parallel and in place: matrices N(0, fan_in^-1/2), embeddings N(0, 1), norms 1 + N(0, 0.1),
-  /// biases N(0, 0.02); N(m, s) has mean m and standard deviation s. What is drawn is the sum of four 16-bit uniforms:
-  /// bell-shaped, within 3.47 s, kurtosis 2.7 instead of 3. An element depends only on (seed, tensor name, index): not
-  /// on thread count, machine or, but for rounding to it, dtype. Norms, the gate and its bias are f32, all else is
-  /// `dtype` (f32 or bf16).
+  /// biases N(0, 0.02); N(m, s) has mean m and standard deviation s, as model/random.h draws it. An element
+  /// depends only on (seed, tensor name, index): not on thread count, machine or, but for rounding to it, dtype. Norms,
+  /// the gate and its bias are f32, all else is `dtype` (f32 or bf16).
   static std::shared_ptr<const Weights> random(const Config& config, std::uint64_t seed, DType dtype,
                                                const Progress& progress = {});
 

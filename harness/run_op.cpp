@@ -1,0 +1,195 @@
+#include "harness/run_op.h"
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <ostream>
+
+#include "harness/flags.h"
+#include "harness/generate.h"
+#include "harness/op_memory.h"
+#include "harness/table.h"
+#include "reference/backend.h"
+
+namespace dsv2::harness {
+namespace {
+
+/// Backends that return logits in host memory leave the choice to the harness.
+const OpKernel kArgmax{"argmax",
+                       [](const OpProblem&, const Options&) -> std::optional<std::string> { return std::nullopt; },
+                       [](const OpProblem& p, const Options&, OpMemory& memory) -> std::function<void()> {
+                         const Tensor& logits = p["logits"];
+                         auto* ids = static_cast<std::int64_t*>(memory.output("ids", DType::i64));
+                         return [&logits, ids] {
+                           const std::vector<std::int64_t> chosen =
+                               argmax_last({logits.dtype(), {logits.dim(0), 1, logits.dim(1)}, logits.data()});
+                           std::copy(chosen.begin(), chosen.end(), ids);
+                         };
+                       }};
+
+void fail_record(Record& record, std::string what, const std::string& reason) {
+  Comparison c;
+  c.name = std::move(what);
+  c.passed = false;
+  c.reason = concat(c.name, ": ", reason);
+  record.add(c);
+}
+
+}  // namespace
+
+const OpKernel* find_op(const Backend& backend, std::string_view op) {
+  for (const OpKernel& kernel : backend.ops())
+    if (kernel.op == op) return &kernel;
+  return op == kArgmax.op ? &kArgmax : nullptr;
+}
+
+Options op_options(const OpCase& c, const Backend& backend, Options given) {
+  given.dtype = c.dtype;
+  given.kv_dtype = c.kv_dtype;
+  if (backend.name == reference::backend().name) given.accumulate = DType::f32;
+  return given;
+}
+
+OpRun::OpRun(const OpCase& op_case, std::uint64_t seed)
+    : case_(op_case),
+      seed_(seed),
+      problem_(draw(op_case, seed)),
+      inputs_(inputs()),
+      judge_(std::make_unique<OpJudge>(case_, problem_)) {}
+
+/// FNV-1a over 64-bit words of every input: enough to see that one was written to.
+std::uint64_t OpRun::inputs() const {
+  std::uint64_t hash = 0xcbf29ce484222325u;
+  for (const auto& [name, tensor] : problem_.in) {
+    const auto* bytes = static_cast<const char*>(tensor.data());
+    const std::int64_t size = tensor.view().bytes();
+    for (std::int64_t i = 0; i < size; i += 8) {
+      std::uint64_t word = 0;
+      std::memcpy(&word, bytes + i, static_cast<std::size_t>(std::min<std::int64_t>(8, size - i)));
+      hash = (hash ^ word) * 0x100000001b3u;
+    }
+  }
+  return hash;
+}
+
+Record OpRun::on(const Backend& backend, const Options& given, const TimeOp& time) const {
+  const OpCase& c = case_;
+  Record r;
+  r.name = c.name();
+  r.op = c.op;
+  r.phase = "op";
+  r.backend = backend.name;
+  r.dtype = dsv2::name(c.dtype);
+  if (c.op == "attention" || c.op == "kv_write") r.kv_dtype = dsv2::name(c.kv_dtype);
+  r.batch = c.batch;
+  r.prompt = c.tokens;
+  r.depth = c.past;
+  r.seed = seed_;
+  const Options options = op_options(c, backend, given);
+  const OpKernel* kernel = find_op(backend, c.op);
+  if (!kernel) {
+    r.reason = concat(backend.name, " does not compute ", c.op, " alone");
+    return r;
+  }
+  if (const auto why = kernel->unsupported(problem_, options)) {
+    r.reason = *why;
+    return r;
+  }
+  try {
+    PoisonedMemory memory(problem_);
+    const std::function<void()> run = kernel->prepare(problem_, options, memory);
+    const auto check = [&](int pattern) {
+      memory.poison(pattern);
+      run();
+      const OpJudge::Verdict verdict = judge_->judge(memory.outputs());
+      for (const Comparison& comparison : verdict.comparisons) r.add(comparison);
+      r.ties += verdict.ties;
+      if (const auto overrun = memory.overrun()) fail_record(r, "guard", *overrun);
+    };
+    check(0);
+    const auto first = memory.take_outputs();
+    if (time && r.status == Status::passed) time(run, r);
+    check(1);
+    for (const auto& [name, view] : memory.outputs()) {
+      const Comparison again = compare_bits(name, view, first.at(name).view());
+      if (!again.passed)
+        fail_record(r, name, concat(describe(again), ": depends on what was in memory before, or on the run"));
+    }
+    if (inputs() != inputs_) fail_record(r, "inputs", "an input was written to");
+    r.coverage = "every output element, twice, against the reference in double";
+    if (judge_->framework_error() > 0)
+      r.coverage += concat("; the framework's own bf16 error is ", judge_->framework_error());
+    const OpCost price = op_cost(c, problem_);
+    r.flops = price.flops;
+    r.bytes = price.bytes;
+    r.tokens = static_cast<double>(c.batch * c.tokens);
+  } catch (const Error& e) {
+    r.status = Status::error;
+    r.reason = e.what();
+  }
+  return r;
+}
+
+std::vector<OpCase> chosen_cases(const OpChoice& choice) {
+  for (const std::string& op : choice.ops)
+    if (op != "all") require_op(op, "--op");
+  std::vector<DType> dtypes;
+  for (const std::string& text : choice.dtypes) dtypes.push_back(parse_dtype_flag(text, "--dtype"));
+  std::vector<OpCase> cases = op_cases();
+  std::erase_if(cases, [&](const OpCase& c) {
+    const bool op = std::any_of(choice.ops.begin(), choice.ops.end(),
+                                [&](const std::string& name) { return name == "all" || name == c.op; });
+    const bool dtype = dtypes.empty() || std::find(dtypes.begin(), dtypes.end(), c.dtype) != dtypes.end();
+    return !op || !dtype || (choice.wanted && !choice.wanted(c.name()));
+  });
+  return cases;
+}
+
+void print_op_table(const std::vector<Record>& records, bool verbose, std::ostream& out) {
+  // Rows that share op, place, backend and dtypes: the first two parts of a name say op and place.
+  const auto key_of = [&](const Record& r) {
+    std::size_t end = r.name.find('/', r.name.find('/') + 1);
+    return concat(verbose ? r.name : r.name.substr(0, end), '|', r.backend, '|', r.dtype, '|', r.kv_dtype);
+  };
+  struct Line {
+    const Record* first;
+    std::int64_t cases = 0, passed = 0, skipped = 0, ties = 0;
+    const Record* worst = nullptr;
+  };
+  std::vector<Line> lines;
+  std::map<std::string, std::size_t> at;
+  for (const Record& r : records) {
+    const auto [it, fresh] = at.emplace(key_of(r), lines.size());
+    if (fresh) lines.push_back({.first = &r});
+    Line& line = lines[it->second];
+    ++line.cases;
+    line.passed += r.status == Status::passed;
+    line.skipped += r.status == Status::skipped;
+    line.ties += r.ties;
+    if (r.compared && (!line.worst || r.budget_used > line.worst->budget_used)) line.worst = &r;
+  }
+  Table table({"op", "backend", "dtype", "kv", "status", "cases", "ties", "budget", "worst"});
+  for (const Line& line : lines) {
+    const std::string& name = line.first->name;
+    const std::size_t end = name.find('/', name.find('/') + 1);
+    const bool all = line.passed == line.cases;
+    table.add({verbose ? name : name.substr(0, end), line.first->backend, line.first->dtype, line.first->kv_dtype,
+               all                                        ? "passed"
+               : line.skipped == line.cases               ? "skipped"
+               : line.passed + line.skipped == line.cases ? "passed, some skipped"
+                                                          : "FAILED",
+               all ? std::to_string(line.cases) : concat(line.passed, " of ", line.cases),
+               line.ties ? std::to_string(line.ties) : "", line.worst ? percent(line.worst->budget_used) : "",
+               line.worst ? concat(line.worst->name.substr(verbose ? 0 : end + 1), " ", line.worst->worst) : ""});
+  }
+  table.print(out);
+  for (const Record& r : records) {
+    if (r.status == Status::passed) continue;
+    out << '\n' << name(r.status) << ": " << r.name << " on " << r.backend << "\n  " << r.reason << '\n';
+    if (r.status != Status::skipped)
+      out << "  again: dsv2 check --op " << r.op << " --backend " << r.backend << " --seed " << *r.seed
+          << " --filter '^" << r.name << "$'\n";
+  }
+}
+
+}  // namespace dsv2::harness
