@@ -234,7 +234,7 @@ Comparison compare_bits(std::string name, const TensorView& got, const TensorVie
   for (std::int64_t i = 0; i < c.count; ++i, a += element, b += element) {
     if (std::memcmp(a, b, element) == 0) continue;
     const double g = got.at(i), w = want.at(i);
-    if (std::isnan(g) && std::isnan(w)) continue;
+    if (g == w || (std::isnan(g) && std::isnan(w))) continue;
     if (c.outside++ == 0) c.worst = unravel(i, want.shape), c.got = g, c.want = w;
   }
   c.passed = c.outside == 0;

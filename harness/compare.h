@@ -72,7 +72,7 @@ Comparison compare_derived(std::string name, const TensorView& got, const Tensor
 Comparison compare_summed(std::string name, const TensorView& got, const TensorView& want,
                           const std::vector<double>& root, const DerivedBound& bound, double floor);
 
-/// The same bits, but for the payload of a NaN.
+/// The same bits, but for the payload of a NaN and the sign of a zero.
 Comparison compare_bits(std::string name, const TensorView& got, const TensorView& want);
 
 /// Relative L2 distance of the selected elements; infinite when one of them is not finite in `got`.

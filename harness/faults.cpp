@@ -5,7 +5,10 @@
 #include <limits>
 #include <vector>
 
+#include "model/op.h"
 #include "model/tensor.h"
+#include "optimized/cpu/backend.h"
+#include "optimized/cpu/test_hook.h"
 
 namespace dsv2::harness {
 namespace {
@@ -227,6 +230,37 @@ const Fault kFaults[] = {
 std::span<const Fault> faults() { return kFaults; }
 
 void set_true_kernels(const Kernels& kernels) { right = kernels; }
+
+Backend backend_with(const Kernels& kernels) {
+  static Kernels in_use;
+  in_use = kernels;
+  Backend backend = cpu::backend();
+  backend.create = [](const Config& config, std::shared_ptr<const Weights> weights, const Options& options) {
+    return cpu::create_with_kernels(config, std::move(weights), options, in_use);
+  };
+  backend.ops = []() -> std::span<const OpKernel> {
+    static const auto kOps = [] {
+      std::vector<OpKernel> ops(cpu::ops().begin(), cpu::ops().end());
+      for (OpKernel& op : ops)
+        op.prepare = [](const OpProblem& problem, const Options& options, OpMemory& memory) {
+          return cpu::prepare_with_kernels(problem, options, memory, in_use);
+        };
+      return ops;
+    }();
+    return kOps;
+  };
+  return backend;
+}
+
+bool runs_kernel(std::string_view op_alone, std::string_view op) {
+  const auto one_of = [&](std::initializer_list<std::string_view> ops) {
+    return std::find(ops.begin(), ops.end(), op_alone) != ops.end();
+  };
+  if (op == "linear") return one_of({"linear", "gate", "lm_head", "mla_absorb"});
+  if (op == "experts_act" || op == "experts_down") return one_of({"experts", "shared_experts", "mlp"});
+  if (op == "gate_select") return one_of({"gate_select", "gate_weight"});
+  return op_alone == op;
+}
 
 bool located_at(std::string_view op, std::string_view tap) {
   const auto ends = [&](std::initializer_list<std::string_view> suffixes) {

@@ -4,6 +4,7 @@
 #include <span>
 #include <string_view>
 
+#include "model/decoder.h"
 #include "optimized/cpu/kernels.h"
 
 namespace dsv2::harness {
@@ -19,6 +20,13 @@ std::span<const Fault> faults();
 
 /// The kernels that faulty ones call where they do the right thing. Set before a fault is injected.
 void set_true_kernels(const cpu::Kernels& kernels);
+
+/// The cpu backend with these kernels in place of its own, decoder and ops alike. The last one made is the one that
+/// runs: one at a time.
+Backend backend_with(const cpu::Kernels& kernels);
+
+/// Does this op of model/op.h run the kernel `op`?
+bool runs_kernel(std::string_view op_alone, std::string_view op);
 
 /// Could an error in `op` show first at this tap?
 bool located_at(std::string_view op, std::string_view tap);

@@ -131,8 +131,8 @@ constexpr std::string_view kSmallMla[] = {"tiny-mla", "odd-mla"};
 constexpr std::string_view kReal[] = {kOcr};
 constexpr std::string_view kRealMla[] = {kLite};
 constexpr std::string_view kFewExperts[] = {"deepseek-ocr-8-experts"};
-constexpr std::string_view kRopes[] = {"tiny-mha", "tiny-mla",   "mha-linear",  "mha-dynamic",
-                                       "mha-yarn", "mla-linear", "mla-dynamic", "mla-yarn"};
+constexpr std::string_view kRopes[] = {"mha-linear", "mha-dynamic", "mha-yarn",
+                                       "mla-linear", "mla-dynamic", "mla-yarn"};
 constexpr std::string_view kActivations[] = {"gelu", "gelu-tanh", "relu"};
 constexpr std::string_view kGates[] = {"greedy",   "greedy-sigmoid",   "group-limited", "group-limited-overflow",
                                        "noaux-tc", "noaux-tc-softmax", "top1"};
