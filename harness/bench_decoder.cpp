@@ -237,7 +237,8 @@ class DecoderBench::Work {
     in.taps = &everything;
     Tensor right = std::move(bench_.oracle_->forward(in).logits);
     const DType dtype = bench_.options_.dtype == DType::f32 ? DType::f32 : DType::bf16;
-    ForcingSink alone(everything, bench_.config_, dtype, row_.depth + 1);
+    const DType kv_dtype = bench_.options_.kv_dtype == DType::f32 ? DType::f32 : DType::bf16;
+    ForcingSink alone(everything, bench_.config_, dtype, row_.depth + 1, kv_dtype);
     in.cache = &cache;
     in.taps = &alone;
     decoder_.forward(in);
@@ -330,7 +331,7 @@ class DecoderBench::Work {
 
   /// All layers together: rounding has gone through L of them, one after the other.
   Comparison judge(std::string what, const TensorView& got, const TensorView& want, const Selection& rows) const {
-    if (bench_.options_.dtype != DType::f32)
+    if (bench_.options_.dtype != DType::f32 || bench_.options_.kv_dtype != DType::f32)
       return compare_relative_l2(std::move(what), got, want, 0.025, "relative L2 <= 0.025 from the double reference",
                                  rows);
     const Config& c = bench_.config_;

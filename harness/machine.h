@@ -11,8 +11,8 @@ namespace dsv2::harness {
 struct MachineLimits {
   double read_bandwidth_gb_s = 0;  ///< streaming reads of a buffer far larger than the caches, best of several passes
   double peak_f32_gflop_s = 0;     ///< independent FMAs in registers, widest ISA present
-  std::optional<double> peak_bf16_gflop_s;  ///< bf16 dot products into f32; absent where the CPU has none
-  std::optional<double> peak_int8_gflop_s;  ///< 8-bit dot products into 32 bits (an operation is a FLOP here)
+  std::optional<double> peak_bf16_gflop_s = {};  ///< bf16 dot products into f32; absent where the CPU has none
+  std::optional<double> peak_int8_gflop_s = {};  ///< 8-bit dot products into 32 bits (an operation is a FLOP here)
 };
 
 struct Machine {
