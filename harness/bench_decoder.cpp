@@ -183,6 +183,7 @@ class DecoderBench::Work {
 
  private:
   static constexpr std::int64_t kCheckedTokens = 4;
+  static constexpr int kRoofRetries = 5;  // of limits that a busy machine may have shown too low
 
   /// Runs the tested decoder on all of `input` and the oracle on its last tokens, from the tested cache.
   void check_prefill(OwnedInput& input, std::int64_t tail) {
@@ -320,10 +321,12 @@ class DecoderBench::Work {
       return faster_than_roof(record_.median_ns(), c.flops, least, bench_.options_.dtype, limits,
                               machine().cache_bytes);
     };
-    if (too_fast(bench_.limits_.of(threads))) {
-      if (auto why = too_fast(bench_.limits_.again(threads))) record_.add(failed("time", std::move(*why)));
+    auto why = too_fast(bench_.limits_.of(threads));
+    if (why) {
+      for (int i = 0; i < kRoofRetries && why; ++i) why = too_fast(bench_.limits_.again(threads));
       reset_peak_memory();  // of what measuring took
     }
+    if (why) record_.add(failed("time", std::move(*why)));
     const Roof roof = harness::roof(c.flops, c.bytes, bench_.options_.dtype, bench_.limits_.of(threads));
     record_.share_of_roof = roof.ns / record_.median_ns();
     record_.roof = roof.what;

@@ -403,7 +403,7 @@ TEST(DecoderBench, FasterThanTheRoofFails) {
   EXPECT_EQ(r.status, Status::failed);
   EXPECT_NE(r.reason.find("faster than the roof"), std::string::npos) << r.reason;
   EXPECT_TRUE(r.to_json()["median_ns"].is_null() && r.to_json()["samples_ns"].empty());
-  EXPECT_EQ(measured, 2) << "a low roof is measured again before a record is failed for it";
+  EXPECT_GT(measured, 2) << "a low roof is measured again before a record is failed for it";
 }
 
 TEST(Machine, FlushingTouchesMoreThanTheCaches) {
