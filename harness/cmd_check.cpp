@@ -48,14 +48,6 @@ void discover(const fs::path& path, std::vector<fs::path>& cases, std::vector<fs
   for (const fs::path& p : below) discover(p, cases, sets);
 }
 
-std::regex parse_filter(const std::string& text) {
-  try {
-    return std::regex(text);
-  } catch (const std::regex_error& e) {
-    fail("--filter: expected a regular expression, found ", text, ": ", e.what());
-  }
-}
-
 /// Error sets are many small entries: one line a set and backend, and one for each entry that failed.
 void print_table(const std::vector<Record>& records, bool verbose, std::ostream& out) {
   Table table({"case", "phase", "backend", "dtype", "status", "tensors", "budget", "worst"});

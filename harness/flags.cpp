@@ -1,5 +1,6 @@
 #include "harness/flags.h"
 
+#include <algorithm>
 #include <charconv>
 #include <filesystem>
 #include <fstream>
@@ -7,6 +8,7 @@
 
 #include "harness/backends.h"
 #include "harness/machine.h"
+#include "harness/ranges.h"
 #include "harness/table.h"
 
 namespace dsv2::harness {
@@ -20,10 +22,11 @@ void BackendFlags::add_to(CLI::App& sub, const std::string& defaults) {
   sub.add_option("--backend", names_, "Backends, as `dsv2 backends` lists them (default " + defaults + ")")
       ->delimiter(',')
       ->allow_extra_args(false);
-  sub.add_option("--threads", threads_, "Threads of the optimized backends (default: every core)")
-      ->check(CLI::Range(0, 4096));
+  sub.add_option("--threads", threads_, "Threads of the optimized backends (default, and 0: every core)");
   sub.add_option("--isa", isa_, "Instruction set of the cpu backend (default: the best this machine has)");
-  sub.add_option("--kv-dtype", kv_dtype_, "Of the KV cache (default: f32 with f32, else bf16)");
+  sub.add_option("--kv-dtype", kv_dtypes_, "Of the KV cache (default: f32 with f32, else bf16)")
+      ->delimiter(',')
+      ->allow_extra_args(false);
   sub.add_option("--attention", attention_, "MLA: auto, absorbed or expanded (default auto)");
 }
 
@@ -33,18 +36,40 @@ std::vector<const Backend*> BackendFlags::backends() const {
   return chosen;
 }
 
-int BackendFlags::thread_count() const { return threads_ > 0 ? threads_ : machine().cores; }
+std::vector<int> BackendFlags::thread_counts() const {
+  constexpr std::int64_t kMost = 4096;
+  std::vector<int> counts;
+  for (const std::int64_t n : threads_.empty() ? std::vector<std::int64_t>{0} : parse_range(threads_, "--threads")) {
+    DSV2_CHECK(n <= kMost, "--threads: expected 0 to ", kMost, ", found ", n);
+    counts.push_back(n > 0 ? static_cast<int>(n) : machine().cores);
+  }
+  return counts;
+}
 
-Options BackendFlags::options(std::string_view dtype) const {
+int BackendFlags::thread_count() const { return std::ranges::max(thread_counts()); }
+
+std::vector<Options> BackendFlags::every_options(std::string_view dtype) const {
   Options o;
   o.dtype = parse_dtype_flag(dtype, "--dtype");
-  o.kv_dtype = !kv_dtype_.empty()      ? parse_dtype_flag(kv_dtype_, "--kv-dtype")
-               : o.dtype == DType::f32 ? DType::f32
-                                       : DType::bf16;
-  o.threads = thread_count();
   o.isa = isa_;
   o.mla_form = parse_mla_form(attention_);
-  return o;
+  std::vector<DType> kv_dtypes;
+  for (const std::string& kv : kv_dtypes_) kv_dtypes.push_back(parse_dtype_flag(kv, "--kv-dtype"));
+  if (kv_dtypes.empty()) kv_dtypes.push_back(o.dtype == DType::f32 ? DType::f32 : DType::bf16);
+  std::vector<Options> all;
+  for (const DType kv : kv_dtypes)
+    for (const int threads : thread_counts()) {
+      o.kv_dtype = kv;
+      o.threads = threads;
+      all.push_back(o);
+    }
+  return all;
+}
+
+Options BackendFlags::options(std::string_view dtype) const {
+  DSV2_CHECK(thread_counts().size() == 1, "--threads: expected one value, found ", threads_);
+  DSV2_CHECK(kv_dtypes_.size() <= 1, "--kv-dtype: expected one value, found ", kv_dtypes_.size());
+  return every_options(dtype).front();
 }
 
 void ModelFlags::add_to(CLI::App& sub) {
@@ -103,6 +128,14 @@ std::vector<std::int64_t> parse_ids(std::string_view text, std::string_view flag
     at = next + 1;
   }
   return ids;
+}
+
+std::regex parse_filter(const std::string& text) {
+  try {
+    return std::regex(text);
+  } catch (const std::regex_error& e) {
+    fail("--filter: expected a regular expression, found ", text, ": ", e.what());
+  }
 }
 
 std::vector<std::string> command_line() {

@@ -4,6 +4,7 @@
 #include <CLI/CLI.hpp>
 #include <cstdint>
 #include <memory>
+#include <regex>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -19,14 +20,18 @@ class BackendFlags {
   void add_to(CLI::App& sub, const std::string& defaults);
   /// In the order given. Throws Error for an unknown name.
   std::vector<const Backend*> backends() const;
-  /// Throws Error naming the flag for a dtype, KV dtype or attention form that is not one.
+  /// Throws Error naming the flag for a dtype, KV dtype or attention form that is not one, and for lists of values.
   Options options(std::string_view dtype) const;
-  int thread_count() const;  ///< as used: --threads, or every core this process may use
+  /// One for each value of --kv-dtype, and of --threads for each of those.
+  std::vector<Options> every_options(std::string_view dtype) const;
+  int thread_count() const;  ///< as used: the most of --threads, or every core this process may use
+  bool threads_given() const { return !threads_.empty(); }
 
  private:
-  std::vector<std::string> names_;
-  int threads_ = 0;
-  std::string isa_, kv_dtype_, attention_ = "auto";
+  std::vector<int> thread_counts() const;
+
+  std::vector<std::string> names_, kv_dtypes_;
+  std::string threads_, isa_, attention_ = "auto";
 };
 
 /// --model DIR or --preset NAME with --seed and --dtype: where a command's model comes from.
@@ -54,6 +59,9 @@ MlaForm parse_mla_form(std::string_view text);
 
 /// "1,2,3" as ids; throws Error naming `flag`.
 std::vector<std::int64_t> parse_ids(std::string_view text, std::string_view flag);
+
+/// The regular expression of --filter; throws Error naming the flag for one that is none.
+std::regex parse_filter(const std::string& text);
 
 /// argv of this process.
 std::vector<std::string> command_line();

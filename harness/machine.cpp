@@ -8,9 +8,18 @@
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <memory>
+#include <set>
 #include <string>
+#include <vector>
+
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+
+#include "model/error.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -158,6 +167,55 @@ double read_bandwidth(int threads) {
   return best;
 }
 
+/// The first word of a file of /sys; nullopt when there is no such file.
+std::optional<std::string> word_of(const std::filesystem::path& file) {
+  std::ifstream in(file);
+  std::string word;
+  if (!(in >> word)) return std::nullopt;
+  return word;
+}
+
+/// "32768K", "1M", "64" as bytes.
+std::int64_t parse_size(const std::string& text) {
+  const std::int64_t n = std::atoll(text.c_str());
+  return text.ends_with('K') ? n << 10 : text.ends_with('M') ? n << 20 : text.ends_with('G') ? n << 30 : n;
+}
+
+void describe_caches(const std::vector<int>& cpus, Machine& m) {
+  std::set<std::pair<std::string, std::string>> counted;  // (level and type, the CPUs that share it)
+  std::int64_t last_level = 0;
+  for (const int cpu : cpus) {
+    const std::filesystem::path caches = concat("/sys/devices/system/cpu/cpu", cpu, "/cache");
+    for (int i = 0;; ++i) {
+      const auto cache = caches / concat("index", i);
+      const auto level = word_of(cache / "level"), type = word_of(cache / "type"), size = word_of(cache / "size");
+      if (!level || !type || !size) break;
+      if (*type == "Instruction") continue;
+      if (!counted.insert({*level + *type, word_of(cache / "shared_cpu_list").value_or(std::to_string(cpu))}).second)
+        continue;
+      m.cache_bytes = m.cache_bytes.value_or(0) + parse_size(*size);
+      const std::int64_t n = std::atoll(level->c_str());
+      if (n > last_level) m.last_level_cache_bytes = 0;
+      last_level = std::max(last_level, n);
+      if (n == last_level) *m.last_level_cache_bytes += parse_size(*size);
+    }
+  }
+}
+
+void describe_clocks(const std::vector<int>& cpus, Machine& m) {
+  const auto raise = [](std::optional<double>& to, double mhz) { to = std::max(to.value_or(0), mhz); };
+  for (const int cpu : cpus) {
+    const std::filesystem::path folder = concat("/sys/devices/system/cpu/cpu", cpu, "/cpufreq");
+    if (const auto khz = word_of(folder / "scaling_cur_freq")) raise(m.clock_mhz, std::atof(khz->c_str()) * 1e-3);
+    if (const auto khz = word_of(folder / "cpuinfo_max_freq")) raise(m.max_clock_mhz, std::atof(khz->c_str()) * 1e-3);
+    if (!m.governor) m.governor = word_of(folder / "scaling_governor");
+  }
+  if (m.clock_mhz) return;
+  std::ifstream in("/proc/cpuinfo");
+  for (std::string line; std::getline(in, line);)
+    if (line.starts_with("cpu MHz")) raise(m.clock_mhz, std::atof(line.c_str() + line.find(':') + 1));
+}
+
 Machine describe_machine() {
   Machine m;
   std::ifstream in("/proc/cpuinfo");
@@ -166,8 +224,22 @@ Machine describe_machine() {
       m.cpu = line.substr(line.find(':') + 2);
       break;
     }
-  cpu_set_t set;
-  m.cores = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+  m.cores = omp_get_num_procs();  // unlike the affinity of this thread, the same when OpenMP binds it to one core
+  std::vector<int> cpus;
+  if (omp_get_num_places() > 0) {
+    for (int place = 0; place < omp_get_num_places(); ++place) {
+      std::vector<int> ids(static_cast<std::size_t>(omp_get_place_num_procs(place)));
+      omp_get_place_proc_ids(place, ids.data());
+      cpus.insert(cpus.end(), ids.begin(), ids.end());
+    }
+  } else if (cpu_set_t set; sched_getaffinity(0, sizeof set, &set) == 0) {
+    for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu)
+      if (CPU_ISSET(cpu, &set)) cpus.push_back(cpu);
+  }
+  describe_caches(cpus, m);
+  describe_clocks(cpus, m);
+  if (const auto active = word_of("/sys/devices/system/cpu/smt/active")) m.smt = *active == "1";
+  if (double load = 0; ::getloadavg(&load, 1) == 1) m.load_average = load;
   m.memory_bytes = static_cast<std::int64_t>(::sysconf(_SC_PHYS_PAGES)) * ::sysconf(_SC_PAGE_SIZE);
   m.isa = "portable";
 #if defined(__x86_64__)
@@ -204,8 +276,32 @@ MachineLimits measure_limits(int threads) {
   return limits;
 }
 
+MachineLimits best_of(const MachineLimits& a, const MachineLimits& b) {
+  return {.read_bandwidth_gb_s = std::max(a.read_bandwidth_gb_s, b.read_bandwidth_gb_s),
+          .peak_f32_gflop_s = std::max(a.peak_f32_gflop_s, b.peak_f32_gflop_s),
+          .peak_bf16_gflop_s = std::max(a.peak_bf16_gflop_s, b.peak_bf16_gflop_s),  // nullopt is the least
+          .peak_int8_gflop_s = std::max(a.peak_int8_gflop_s, b.peak_int8_gflop_s)};
+}
+
+void flush_caches(int threads) {
+  constexpr std::size_t kLine = 64;
+  static std::vector<unsigned char> buffer(
+      static_cast<std::size_t>(2 * machine().cache_bytes.value_or(std::int64_t{128} << 20)));
+  const std::size_t part = buffer.size() / static_cast<std::size_t>(threads);
+#pragma omp parallel num_threads(threads)
+  for (std::size_t i = 0; i < part; i += kLine) ++buffer[static_cast<std::size_t>(omp_get_thread_num()) * part + i];
+}
+
 std::int64_t resident_memory_bytes() { return status_line_kib("VmRSS:") * 1024; }
 std::int64_t peak_memory_bytes() { return status_line_kib("VmHWM:") * 1024; }
 void reset_peak_memory() { std::ofstream("/proc/self/clear_refs") << '5'; }
+std::optional<std::int64_t> allocator_bytes() {
+#if defined(__GLIBC__) && __GLIBC_PREREQ(2, 33)
+  const auto m = mallinfo2();
+  return static_cast<std::int64_t>(m.arena + m.hblkhd);
+#else
+  return std::nullopt;
+#endif
+}
 
 }  // namespace dsv2::harness

@@ -1,6 +1,7 @@
 #include <CLI/CLI.hpp>
 #include <iostream>
 #include <new>
+#include <string>
 
 #include "harness/command.h"
 #include "harness/version.h"
@@ -11,6 +12,7 @@ int main(int argc, char** argv) {
   app.name("dsv2");
   app.set_version_flag("--version", dsv2::harness::version_line());
   app.require_subcommand(1);
+  app.failure_message([](const CLI::App*, const CLI::Error& e) { return "dsv2: " + std::string(e.what()) + '\n'; });
   app.get_formatter()->column_width(36);
   ExitCode code = ExitCode::passed;
   dsv2::harness::add_check(app, code);

@@ -33,6 +33,16 @@ Json comparison_json(const Comparison& c) {
           {"message", describe(c)}};
 }
 
+Json sampling_json(const Sampling& s) {
+  return {{"stopped", name(s.stopped)},
+          {"cache", s.cold ? "cold" : "warm"},
+          {"confidence", s.confidence},
+          {"relative_error", finite_or_null(s.relative_error)},
+          {"runs_per_sample", s.runs_per_sample},
+          {"warm_up_runs", s.warm_up_runs},
+          {"blocks", s.blocks}};
+}
+
 }  // namespace
 
 std::string_view name(Status s) {
@@ -78,6 +88,7 @@ Json Record::to_json() const {
   j["prompt"] = value_or_null(prompt);
   j["depth"] = value_or_null(depth);
   j["seed"] = value_or_null(seed);
+  j["threads"] = value_or_null(threads);
   j["status"] = harness::name(status);
   j["reason"] = text_or_null(reason);
   j["coverage"] = text_or_null(coverage);
@@ -94,6 +105,7 @@ Json Record::to_json() const {
   j["kv_bytes"] = value_or_null(kv_bytes);
   j["resident_memory_bytes"] = value_or_null(resident_memory_bytes);
   j["peak_memory_bytes"] = value_or_null(peak_memory_bytes);
+  j["allocator_peak_bytes"] = value_or_null(allocator_peak_bytes);
   j["samples_ns"] = timed ? Json(samples_ns) : Json::array();
   j["median_ns"] = timed ? Json(median_ns()) : Json(nullptr);
   if (timed) {
@@ -102,6 +114,7 @@ Json Record::to_json() const {
   } else {
     j["quartiles_ns"] = nullptr;
   }
+  j["sampling"] = timed && sampling ? sampling_json(*sampling) : Json(nullptr);
   j["noise_floor"] = timed ? value_or_null(noise_floor) : Json(nullptr);
   j["prefill_tokens_per_s"] = rate("prefill");
   j["decode_tokens_per_s"] = rate("decode");
@@ -130,7 +143,15 @@ Json Report::to_json() const {
                   {"isa", m.isa},
                   {"cores", m.cores},
                   {"threads", threads},
+                  {"pinned", pinned},
+                  {"smt", value_or_null(m.smt)},
+                  {"clock_mhz", value_or_null(m.clock_mhz)},
+                  {"max_clock_mhz", value_or_null(m.max_clock_mhz)},
+                  {"governor", value_or_null(m.governor)},
+                  {"load_average", value_or_null(m.load_average)},
                   {"memory_bytes", m.memory_bytes},
+                  {"last_level_cache_bytes", value_or_null(m.last_level_cache_bytes)},
+                  {"cache_bytes", value_or_null(m.cache_bytes)},
                   {"read_bandwidth_gb_s", finite_or_null(limits.read_bandwidth_gb_s)},
                   {"peak_gflop_s",
                    {{"f32", finite_or_null(limits.peak_f32_gflop_s)},

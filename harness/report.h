@@ -14,6 +14,7 @@
 #include "harness/json.h"
 #include "harness/machine.h"
 #include "harness/statistics.h"
+#include "harness/timing.h"
 #include "model/cost.h"
 
 namespace dsv2::harness {
@@ -38,6 +39,7 @@ struct Record {
   std::string backend, dtype, kv_dtype;
   std::optional<std::int64_t> batch, prompt, depth;
   std::optional<std::uint64_t> seed;
+  std::optional<int> threads;  ///< that the work ran on
 
   Status status = Status::skipped;
   std::string reason;                ///< empty when passed
@@ -52,8 +54,10 @@ struct Record {
   std::optional<double> flops;  ///< of one sample
   std::optional<Bytes> bytes;   ///< of one sample
   std::optional<std::int64_t> kv_bytes, resident_memory_bytes, peak_memory_bytes;
-  std::optional<double> tokens;  ///< processed by one sample, over the batch
+  std::optional<std::int64_t> allocator_peak_bytes;  ///< highest allocator_bytes() seen after a timed run
+  std::optional<double> tokens;                      ///< processed by one sample, over the batch
   std::vector<std::int64_t> samples_ns;
+  std::optional<Sampling> sampling;   ///< how the samples came about
   std::optional<double> noise_floor;  ///< largest relative difference of medians between repeats of the measurement
   std::optional<double> share_of_roof;
   std::string roof;  ///< what that share refers to
@@ -70,7 +74,8 @@ struct Report {
   std::optional<std::uint64_t> seed;
   MachineLimits limits;
   int threads = 0;
-  Json model;  ///< config and checkpoint identity; null for check, whose records name their cases
+  bool pinned = false;  ///< each thread to a core of its own
+  Json model;           ///< config and checkpoint identity; null for check, whose records name their cases
   std::vector<Record> records;
 
   Json to_json() const;

@@ -72,6 +72,20 @@ Quartiles quartiles(std::vector<double> samples) {
 
 double median(std::vector<double> samples) { return quartiles(std::move(samples)).median; }
 
+std::optional<Interval> median_interval(std::vector<double> samples, double confidence) {
+  const double n = static_cast<double>(samples.size());
+  // The median lies below the k-th smallest when fewer than k of n fair coins show heads; `below` sums that chance.
+  std::size_t k = 0;
+  for (double below = 0; k < samples.size(); ++k) {
+    const double i = static_cast<double>(k);
+    below += std::exp(std::lgamma(n + 1) - std::lgamma(i + 1) - std::lgamma(n - i + 1) - n * std::log(2.0));
+    if (!(2 * below <= 1 - confidence)) break;
+  }
+  if (k == 0) return std::nullopt;
+  std::sort(samples.begin(), samples.end());
+  return Interval{samples[k - 1], samples[samples.size() - k]};
+}
+
 RankTest mann_whitney(std::span<const double> a, std::span<const double> b) {
   RankTest test;
   if (a.empty() || b.empty()) return test;

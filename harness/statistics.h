@@ -2,6 +2,7 @@
 // timings are normal, for they are not: they have a floor and a long tail.
 #pragma once
 
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -14,6 +15,14 @@ struct Quartiles {
 /// Throw Error for an empty list.
 Quartiles quartiles(std::vector<double> samples);
 double median(std::vector<double> samples);
+
+struct Interval {
+  double low, high;
+};
+/// Confidence interval of the median between two order statistics: the k-th smallest and k-th largest sample, k as
+/// large as the binomial distribution allows, so that it holds for any distribution (David & Nagaraja 2003, "Order
+/// Statistics", 7.1). nullopt when the samples are too few: 0.95 needs 6.
+std::optional<Interval> median_interval(std::vector<double> samples, double confidence);
 
 struct RankTest {
   double u = 0;  ///< pairs in which the element of `a` is the larger one; ties count one half

@@ -79,7 +79,8 @@ void ForcingSink::tap(std::string_view name, const TensorView& view, void* data)
   if (view.dtype == DType::i64) {
     c = compare_exact(std::string(name), view, right->view());
   } else {
-    const DType stored = is_f32_op(name) ? DType::f32 : dtype_;
+    const bool rounded_kv = dtype_ == DType::f32 && name.ends_with(".attn_output");
+    const DType stored = is_f32_op(name) ? DType::f32 : rounded_kv ? kv_dtype_ : dtype_;
     c = compare_derived(std::string(name), view, right->view(), {stored, reduction_length(name, config_, total_)});
   }
   const bool same_shape = right->shape() == view.shape;

@@ -33,9 +33,11 @@ class RecordingSink final : public TapSink {
 /// the next op starts from the right input: what is compared is the error of one op, not of all before it.
 class ForcingSink final : public TapSink {
  public:
-  /// `dtype` is what the decoder under test stores; `total` is T, which attention sums over.
-  ForcingSink(const RecordingSink& right, const Config& config, DType dtype, std::int64_t total)
-      : right_(right), config_(config), dtype_(dtype), total_(total) {}
+  /// `dtype` is what the decoder under test stores, `kv_dtype` what its cache does, which attention reads; `total` is
+  /// T, which attention sums over.
+  ForcingSink(const RecordingSink& right, const Config& config, DType dtype, std::int64_t total,
+              DType kv_dtype = DType::f32)
+      : right_(right), config_(config), dtype_(dtype), kv_dtype_(kv_dtype), total_(total) {}
   void tap(std::string_view name, const TensorView& view, void* data) override;
 
   /// In the order in which the decoder computed them.
@@ -46,7 +48,7 @@ class ForcingSink final : public TapSink {
  private:
   const RecordingSink& right_;
   const Config& config_;
-  DType dtype_;
+  DType dtype_, kv_dtype_;
   std::int64_t total_;
   std::vector<Comparison> comparisons_;
   std::set<std::string, std::less<>> seen_;

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <sstream>
 
 #include "model/file.h"
 #include "model/safetensors.h"
@@ -194,7 +195,84 @@ TEST(Bench, ChecksWhatItTimes) {
   }
 }
 
+std::vector<std::string> lines(const std::string& text) {
+  std::vector<std::string> all;
+  std::istringstream in(text);
+  for (std::string line; std::getline(in, line);) all.push_back(line);
+  return all;
+}
+
+TEST(Bench, ListNamesTheRowsThatAFilterPicks) {
+  const std::string rows =
+      "bench --preset tiny-mla --backend reference,cpu --dtype f32 --kv-dtype f32,bf16 --threads 1,2 --prompt 8 "
+      "--depth 0,8 --generate 2 ";
+  const Outcome all = dsv2(rows + "--list");
+  ASSERT_EQ(all.code, 0) << all.err;
+  const auto names = lines(all.out);
+  EXPECT_EQ(names.size(), 2u * 3 + 2 * 2 * 3) << "the reference has one thread: " << all.out;
+  EXPECT_EQ(names.back(), "tiny-mla/decode/cpu/f32/kv_bf16/b1/d8/t2");
+  const Outcome picked = dsv2(rows + "--repetitions 1 --json - --filter '^" + names.back() + "$'");
+  ASSERT_EQ(picked.code, 0) << picked.err;
+  const Json records = Json::parse(picked.out).at("records");
+  ASSERT_EQ(records.size(), 1u);
+  EXPECT_EQ(records[0].at("name"), names.back());
+  EXPECT_EQ(records[0].at("threads"), 2);
+  EXPECT_EQ(dsv2(rows + "--list --filter no_such_row").code, 4);
+  EXPECT_EQ(dsv2(rows + "--filter no_such_row").code, 4);
+}
+
+TEST(Bench, NoiseIsMeasuredInBlocks) {
+  const Outcome run =
+      dsv2("bench --preset tiny-mha --prompt 4 --depth 3 --generate 4 --repetitions 2 --noise --json -");
+  ASSERT_EQ(run.code, 0) << run.err;
+  for (const Json& r : Json::parse(run.out).at("records")) {
+    EXPECT_GE(r.at("noise_floor").get<double>(), 0) << r.dump();
+    EXPECT_EQ(r.at("sampling").at("blocks"), 3);
+    EXPECT_EQ(r.at("samples_ns").size(), r.at("phase") == "decode" ? 3u * 2 * 4 : 3u * 2);
+  }
+}
+
+TEST(Bench, SamplesUntilTheMedianIsKnown) {
+  const Outcome run = dsv2(
+      "bench --preset tiny-mha --prompt 4 --generate 0 --relative-error 60% --min-samples 30 --time-budget 60 --json "
+      "-");
+  ASSERT_EQ(run.code, 0) << run.err;
+  const Json r = Json::parse(run.out).at("records").at(0);
+  EXPECT_EQ(r.at("sampling").at("stopped"), "converged") << r.dump();
+  EXPECT_LE(r.at("sampling").at("relative_error").get<double>(), 0.6);
+  EXPECT_GE(r.at("samples_ns").size(), 30u);
+  EXPECT_TRUE(r.at("noise_floor").is_null());
+}
+
+TEST(Bench, ColdRowsSayTheyAre) {
+  const Outcome run = dsv2("bench --preset tiny-mha --prompt 4 --generate 2 --repetitions 2 --cold --json -");
+  ASSERT_EQ(run.code, 0) << run.err;
+  for (const Json& r : Json::parse(run.out).at("records")) {
+    EXPECT_TRUE(r.at("name").get<std::string>().ends_with("/cold")) << r.at("name");
+    EXPECT_EQ(r.at("sampling").at("cache"), "cold");
+  }
+}
+
+TEST(Bench, PinBindsThreadsOrSaysWhyNot) {
+  const std::string row = "bench --preset tiny-mha --prompt 4 --generate 0 --repetitions 2 ";
+  const Outcome loose = dsv2(row + "--threads 1 --json -"), pinned = dsv2(row + "--threads 1 --pin --json -");
+  ASSERT_EQ(pinned.code, 0) << pinned.err;
+  const Json machine = Json::parse(pinned.out).at("machine");
+  EXPECT_EQ(machine.at("pinned"), true);
+  EXPECT_EQ(machine.at("cores"), Json::parse(loose.out).at("machine").at("cores")) << "bound, yet every core counts";
+  expect_one_line(dsv2(row + "--threads 4096 --pin"), "--pin");
+}
+
 TEST(Bench, BadUse) {
+  for (const char* flags : {"--relative-error x", "--relative-error 0", "--relative-error 200%", "--time-budget 0",
+                            "--time-budget nan", "--min-samples 0", "--repetitions 0", "--noise=1", "--noise=x",
+                            "--threads 5000", "--threads 1,x", "--kv-dtype f32,f33", "--filter '('"}) {
+    const std::string text(flags);
+    expect_one_line(dsv2("bench --preset tiny-mha --prompt 4 " + text), text.substr(0, text.find_first_of(" =")));
+  }
+  expect_one_line(dsv2("bench --preset tiny-mha --repetitions 3 --time-budget 2"), "--repetitions");
+  expect_one_line(dsv2("generate --preset tiny-mha --prompt-ids 1 --threads 1,2"), "--threads");
+  expect_one_line(dsv2("generate --preset tiny-mha --prompt-ids 1 --kv-dtype f32,bf16"), "--kv-dtype");
   expect_one_line(dsv2("bench"), "--preset");
   expect_one_line(dsv2("bench --preset no-such-preset"), "no-such-preset");
   expect_one_line(dsv2("bench --preset tiny-mha --prompt 5-1"), "--prompt");

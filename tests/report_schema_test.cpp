@@ -131,7 +131,8 @@ TEST(ReportSchema, WhatTheCommandWritesIsValid) {
        {concat("check ", golden, "cases/top1 ", golden, "bad_files"),
         concat("check ", golden, "cases/bf16_mla --dtype bf16"),
         concat("check --filter matches_nothing ", golden, "cases"),
-        std::string("bench --preset tiny-mha --prompt 4 --depth 0,3 --generate 2 --repetitions 1 --dtype f32,bf16")}) {
+        std::string("bench --preset tiny-mha --prompt 4 --depth 0,3 --generate 2 --repetitions 1 --dtype f32,bf16"),
+        std::string("bench --preset tiny-mla --prompt 4 --generate 2 --time-budget 1 --noise --cold")}) {
     const std::filesystem::path file = folder / "report.json";
     const std::string command = concat(DSV2_BINARY, " ", arguments, " --json ", file.string(), " >/dev/null 2>&1");
     const int ignored = std::system(command.c_str());  // a report is written whatever the outcome
