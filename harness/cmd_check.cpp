@@ -6,6 +6,7 @@
 #include <regex>
 
 #include "harness/backends.h"
+#include "harness/bisect.h"
 #include "harness/command.h"
 #include "harness/error_sets.h"
 #include "harness/flags.h"
@@ -23,8 +24,9 @@ struct CheckFlags {
   std::vector<std::string> paths;
   BackendFlags backend;
   std::vector<std::string> dtypes{"f32"};
+  ModelFlags model;
   std::string filter, json;
-  bool no_taps = false, verbose = false;
+  bool no_taps = false, bisect = false, verbose = false;
 };
 
 /// Folders with a case.json or an expectations.json at or below `path`, in order of name.
@@ -81,6 +83,69 @@ void print_table(const std::vector<Record>& records, bool verbose, std::ostream&
   }
 }
 
+/// What `read` returns; a case that cannot be read becomes a record of status error.
+template <class Read>
+auto load(const fs::path& folder, Report& report, Read&& read) -> std::optional<decltype(read())> {
+  try {
+    return read();
+  } catch (const Error& e) {
+    Record& r = report.records.emplace_back();
+    r.name = folder.filename().string();
+    r.op = "decoder";
+    r.status = Status::error;
+    r.reason = e.what();
+    return std::nullopt;
+  }
+}
+
+/// What check ends with, whatever it did.
+int finish(const Report& report) {
+  const ExitCode code = report.exit_code();
+  if (code == ExitCode::bad_input)
+    for (const Record& r : report.records)
+      if (r.status == Status::error) std::cerr << "dsv2: " << r.reason << '\n';
+  if (code == ExitCode::nothing_checked) std::cerr << "dsv2: nothing was checked\n";
+  return static_cast<int>(code);
+}
+
+/// --bisect: a record and a table for each case (or the model), dtype and backend, and one line at the end.
+int run_bisect(const CheckFlags& flags) {
+  Report report;
+  report.argv = command_line();
+  report.threads = flags.backend.thread_count();
+  report.limits = measure_limits(report.threads);
+  std::ostream& out = flags.json == "-" ? std::cerr : std::cout;
+  std::vector<Bisected> all;
+  const auto judge = [&](const BisectWork& work, const std::string& dtype) {
+    for (const Backend* backend : flags.backend.backends()) {
+      all.push_back(bisect_on(*backend, work, flags.backend.options(dtype)));
+      print_bisection(all.back(), flags.verbose, out);
+      report.records.push_back(all.back().record);
+    }
+  };
+  if (flags.model.given()) {
+    report.seed = flags.model.seed();
+    const Config config = flags.model.config();
+    for (const std::string& dtype : flags.dtypes)
+      judge(bisect_work(flags.model.label(), config, flags.model.weights(config, parse_dtype_flag(dtype, "--dtype")),
+                        flags.model.seed()),
+            dtype);
+  } else {
+    std::vector<fs::path> cases, sets;
+    for (const std::string& p : flags.paths) discover(p, cases, sets);
+    const std::regex filter = parse_filter(flags.filter);
+    for (const fs::path& folder : cases) {
+      if (!std::regex_search(folder.string(), filter)) continue;
+      const auto work = load(folder, report, [&] { return bisect_work(GoldenCase::load(folder)); });
+      for (const std::string& dtype : flags.dtypes)
+        if (work) judge(*work, dtype);
+    }
+  }
+  if (!flags.json.empty()) write_output(flags.json, report.to_json().dump(1) + "\n");
+  out << verdict(all) << '\n';
+  return finish(report);
+}
+
 int run(const CheckFlags& flags) {
   std::vector<fs::path> cases, sets;
   for (const std::string& p : flags.paths) discover(p, cases, sets);
@@ -99,18 +164,8 @@ int run(const CheckFlags& flags) {
   for (const fs::path& folder : cases) {
     progress.show(++done, cases.size(), folder.filename().string());
     if (!wanted(folder.filename().string()) && !wanted(folder.string())) continue;
-    std::optional<GoldenCase> golden;
-    try {
-      golden = GoldenCase::load(folder);
-    } catch (const Error& e) {
-      Record r;
-      r.name = folder.filename().string();
-      r.op = "decoder";
-      r.status = Status::error;
-      r.reason = e.what();
-      report.records.push_back(std::move(r));
-      continue;
-    }
+    const auto golden = load(folder, report, [&] { return GoldenCase::load(folder); });
+    if (!golden) continue;
     for (const std::string& dtype : flags.dtypes)
       for (const Backend* backend : chosen) {
         CaseOptions options{flags.backend.options(dtype), !flags.no_taps};
@@ -135,12 +190,7 @@ int run(const CheckFlags& flags) {
       << " refused, " << count(Status::skipped) << " skipped";
   if (!flags.json.empty() && flags.json != "-") out << "; report: " << flags.json;
   out << '\n';
-  const ExitCode code = report.exit_code();
-  if (code == ExitCode::bad_input)
-    for (const Record& r : report.records)
-      if (r.status == Status::error) std::cerr << "dsv2: " << r.reason << '\n';
-  if (code == ExitCode::nothing_checked) std::cerr << "dsv2: nothing was checked\n";
-  return static_cast<int>(code);
+  return finish(report);
 }
 
 }  // namespace
@@ -158,10 +208,17 @@ void add_check(CLI::App& app, ExitCode& code) {
   sub->add_option("--filter", flags->filter, "Only cases and entries whose name matches this regular expression");
   sub->add_option("--json", flags->json, "Write the report here (-: stdout)");
   sub->add_flag("--no-taps", flags->no_taps, "Leave out the comparison of each op alone");
-  sub->add_flag("-v,--verbose", flags->verbose, "List every entry of the error sets");
-  sub->callback([flags, &code] {
+  sub->add_flag("--bisect", flags->bisect,
+                "Where does a decoder first go wrong? Each op against the double reference, alone and accumulated, for "
+                "the cases given or the model of --model or --preset");
+  flags->model.add_to(*sub, true);
+  sub->add_flag("-v,--verbose", flags->verbose, "List every entry of the error sets, every op of --bisect");
+  sub->callback([flags, sub, &code] {
+    DSV2_CHECK(!flags->model.given() || flags->bisect, "--model, --preset: expected with --bisect, found without it");
+    DSV2_CHECK(!flags->model.given() || flags->paths.empty(), "--model, --preset: expected without a path, found both");
     if (flags->paths.empty()) flags->paths.push_back(default_golden_folder());
-    code = static_cast<ExitCode>(run(*flags));
+    if (flags->bisect && sub->count("--backend") == 0) flags->backend.leave_out("reference");
+    code = static_cast<ExitCode>(flags->bisect ? run_bisect(*flags) : run(*flags));
   });
 }
 

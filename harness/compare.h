@@ -65,6 +65,10 @@ inline constexpr double kElementFactor = 8.0, kTensorFactor = 2.0;
 /// Both bounds of DerivedBound; rows are the last dimension.
 Comparison compare_derived(std::string name, const TensorView& got, const TensorView& want, const DerivedBound& bound);
 
+/// The same two bounds for a unit made of several ops'; `words` say of what.
+Comparison compare_derived(std::string name, const TensorView& got, const TensorView& want, double unit,
+                           const std::string& words);
+
 /// Relative L2 distance of the selected elements; infinite when one of them is not finite in `got`.
 double relative_l2(const TensorView& got, const TensorView& want, const Selection& selection = {});
 

@@ -20,7 +20,4 @@ std::span<const Fault> faults();
 /// The kernels that faulty ones call where they do the right thing. Set before a fault is injected.
 void set_true_kernels(const cpu::Kernels& kernels);
 
-/// Could an error in `op` show first at this tap?
-bool located_at(std::string_view op, std::string_view tap);
-
 }  // namespace dsv2::harness
