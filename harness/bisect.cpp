@@ -15,64 +15,10 @@
 namespace dsv2::harness {
 namespace {
 
-std::string cache_tap(std::int64_t layer, std::string_view part) {
-  return concat("layers.", layer, ".self_attn.cache.", part);
-}
-
-/// What the reference reported, in its order, and what it cached just before attention reads it.
-std::vector<std::string> taps_in_order(const RecordingSink& right, const Config& config) {
-  std::vector<std::string> order;
-  for (const std::string& tap : right.order()) {
-    if (tap.ends_with(".attn_output"))
-      for (const CachePart& part : cache_parts(config)) order.push_back(cache_tap(layer_of(tap), part.name));
-    order.push_back(tap);
-  }
-  return order;
-}
-
-/// The unit of the accumulated bound at each tap: of every op up to it, reported by the decoder under test or not. The
-/// weights of a gate, and with them the block's output, follow exp(logit), whose condition number is the logit.
-class Accumulation {
- public:
-  Accumulation(const std::vector<std::string>& order, const RecordingSink& right, const Config& config,
-               Precision stored, std::int64_t total) {
-    double squares = 0, condition = 1;
-    std::int64_t count = 0;
-    for (const std::string& tap : order) {
-      const double unit = bound_at(tap, config, stored, total).unit();
-      squares += unit * unit;
-      if (tap.ends_with(".gate.logits")) condition = std::max(1.0, largest(right.find(tap)->view()));
-      const bool behind_gate = tap.ends_with(".gate.topk_weight") || tap.ends_with("experts") || tap.ends_with(".mlp");
-      steps_[tap] = {std::sqrt(squares), behind_gate ? condition : 1, ++count};
-      if (layer_of(tap) < 0 || tap.ends_with(".mlp")) condition = 1;
-    }
-  }
-  double unit(std::string_view tap) const { return at(tap).unit * at(tap).condition; }
-  std::string words(std::string_view tap) const {
-    const Step& step = at(tap);
-    std::string text = concat("sqrt(sum of (u(dtype) + sqrt(n) u(f32))^2 over the ", step.count, " ops up to here)");
-    if (step.condition > 1) text += concat(" x ", step.condition, ", the gate's largest logit,");
-    return text;
-  }
-
- private:
-  struct Step {
-    double unit, condition;
-    std::int64_t count;
-  };
-  static double largest(const TensorView& t) {
-    double most = 0;
-    for (std::int64_t i = 0; i < t.size(); ++i) most = std::max(most, std::fabs(t.at(i)));
-    return most;
-  }
-  const Step& at(std::string_view tap) const { return steps_.find(tap)->second; }
-  std::map<std::string, Step, std::less<>> steps_;
-};
-
 /// Compares each tap with the recording and lets the decoder go on with what it has; only ties are settled.
 class FreeSink final : public TapSink {
  public:
-  FreeSink(const RecordingSink& right, const Accumulation& bounds, const Config& config, const Weights& weights)
+  FreeSink(const RecordingSink& right, const AccumulatedBound& bounds, const Config& config, const Weights& weights)
       : right_(right), bounds_(bounds), config_(config), weights_(weights) {}
 
   void tap(std::string_view name, const TensorView& view, void* data) override {
@@ -101,7 +47,7 @@ class FreeSink final : public TapSink {
   }
 
   const RecordingSink& right_;
-  const Accumulation& bounds_;
+  const AccumulatedBound& bounds_;
   const Config& config_;
   const Weights& weights_;
   std::vector<bool> tied_;  // tokens of the layer at hand
@@ -152,7 +98,7 @@ class Bisector {
         past > 0 ? tested_->make_cache(caches.right->to_legacy()) : tested_->make_cache(caches.right->batch(), total);
     RecordingSink right;
     forward(*oracle_, call, *caches.right, right);
-    const std::vector<std::string> order = taps_in_order(right, work_.config);
+    const std::vector<std::string> order = with_cached_rows(right, work_.config);
     const LegacyCache right_rows = caches.right->to_legacy();
 
     std::map<std::string, BisectOp, std::less<>> ops;
@@ -168,7 +114,7 @@ class Bisector {
       c.reason = "not reported: every backend must tap it";
     }
 
-    const Accumulation bounds(order, right, work_.config, stored_, total);
+    const AccumulatedBound bounds(order, right, work_.config, stored_, total);
     FreeSink free(right, bounds, work_.config, *weights_);
     try {
       forward(*tested_, call, *caches.free, free);

@@ -70,9 +70,7 @@ struct Bisection {
 ///   teacher-forced   starting from the reference's cache, every tap is compared and then replaced by the reference's,
 ///                    so what is judged is the op behind that tap alone: DerivedBound of its dtype and reduction.
 ///   free-running     nothing is replaced but experts that rounding may choose as well as the reference's, so that one
-///                    flip does not poison what follows. Errors of independent roundings add up like a random walk:
-///                    the unit of the bound is the root of the sum of squares of the units of all ops up to here;
-///                    behind a gate, times its largest logit, since that is what e^x multiplies relative errors by.
+///                    flip does not poison what follows: AccumulatedBound.
 ///
 /// The reference runs in double on the weights rounded to options.dtype, as the decoder under test does.
 Bisection bisect(const BisectWork& work, const MakeDecoder& make, const Options& options);

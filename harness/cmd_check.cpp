@@ -11,6 +11,7 @@
 #include "harness/error_sets.h"
 #include "harness/flags.h"
 #include "harness/golden_case.h"
+#include "harness/metamorphic.h"
 #include "harness/report.h"
 #include "harness/run_case.h"
 #include "harness/table.h"
@@ -26,7 +27,7 @@ struct CheckFlags {
   std::vector<std::string> dtypes{"f32"};
   ModelFlags model;
   std::string filter, json;
-  bool no_taps = false, bisect = false, verbose = false;
+  bool no_taps = false, bisect = false, metamorphic = false, verbose = false;
 };
 
 /// Folders with a case.json or an expectations.json at or below `path`, in order of name.
@@ -106,6 +107,49 @@ int finish(const Report& report) {
       if (r.status == Status::error) std::cerr << "dsv2: " << r.reason << '\n';
   if (code == ExitCode::nothing_checked) std::cerr << "dsv2: nothing was checked\n";
   return static_cast<int>(code);
+}
+
+using Wanted = std::function<bool(std::string_view)>;
+
+/// The properties of the model of --preset or --model, else of two small ones, on every backend.
+void add_metamorphic(const CheckFlags& flags, const Wanted& wanted, Report& report) {
+  const auto check = [&](const std::string& label, const Config& config, std::shared_ptr<const Weights> weights,
+                         const std::string& dtype) {
+    const Options options = flags.backend.options(dtype);
+    for (const Backend* backend : flags.backend.backends()) {
+      const Subject subject = subject_of(*backend, label, config, weights, flags.model.seed(), options);
+      for (Record& r : check_metamorphic(subject, wanted)) report.records.push_back(std::move(r));
+    }
+  };
+  for (const std::string& dtype : flags.dtypes) {
+    const DType stored = parse_dtype_flag(dtype, "--dtype");
+    if (flags.model.given()) {
+      const Config config = flags.model.config();
+      check(flags.model.label(), config, flags.model.weights(config, stored), dtype);
+      continue;
+    }
+    for (const char* preset : {"tiny-mha", "tiny-mla"}) {
+      const Config config = Config::preset(preset);
+      check(preset, config, Weights::random(config, flags.model.seed(), stored), dtype);
+    }
+  }
+}
+
+/// --metamorphic
+int run_metamorphic(const CheckFlags& flags) {
+  const std::regex filter = parse_filter(flags.filter);
+  Report report;
+  report.argv = command_line();
+  report.threads = flags.backend.thread_count();
+  report.limits = measure_limits(report.threads);
+  report.seed = flags.model.seed();
+  add_metamorphic(
+      flags, [&](std::string_view n) { return std::regex_search(n.begin(), n.end(), filter); }, report);
+  if (!flags.json.empty()) write_output(flags.json, report.to_json().dump(1) + "\n");
+  std::ostream& out = flags.json == "-" ? std::cerr : std::cout;
+  out << "seed " << flags.model.seed() << '\n';
+  print_metamorphic(report.records, true, out);
+  return finish(report);
 }
 
 /// --bisect: a record and a table for each case (or the model), dtype and backend, and one line at the end.
@@ -211,10 +255,18 @@ void add_check(CLI::App& app, ExitCode& code) {
   sub->add_flag("--bisect", flags->bisect,
                 "Where does a decoder first go wrong? Each op against the double reference, alone and accumulated, for "
                 "the cases given or the model of --model or --preset");
+  sub->add_flag(
+      "--metamorphic", flags->metamorphic,
+      "What must hold without golden data: the same asked in two ways. Of tiny-mha and tiny-mla, or the model "
+      "of --model or --preset");
   flags->model.add_to(*sub, true);
   sub->add_flag("-v,--verbose", flags->verbose, "List every entry of the error sets, every op of --bisect");
   sub->callback([flags, sub, &code] {
-    DSV2_CHECK(!flags->model.given() || flags->bisect, "--model, --preset: expected with --bisect, found without it");
+    DSV2_CHECK(!flags->model.given() || flags->bisect || flags->metamorphic,
+               "--model, --preset: expected with --bisect or --metamorphic, found neither");
+    DSV2_CHECK(!flags->metamorphic || (!flags->bisect && flags->paths.empty()),
+               "--metamorphic: expected without a path and --bisect, found ", flags->bisect ? "--bisect" : "a path");
+    if (flags->metamorphic) return void(code = static_cast<ExitCode>(run_metamorphic(*flags)));
     DSV2_CHECK(!flags->model.given() || flags->paths.empty(), "--model, --preset: expected without a path, found both");
     if (flags->paths.empty()) flags->paths.push_back(default_golden_folder());
     if (flags->bisect && sub->count("--backend") == 0) flags->backend.leave_out("reference");

@@ -157,12 +157,13 @@ Comparison compare_exact(std::string name, const TensorView& got, const TensorVi
 
 double DerivedBound::unit() const {
   return unit_roundoff(dtype) +
-         std::sqrt(static_cast<double>(std::max<std::int64_t>(reduction, 1))) * unit_roundoff(DType::f32);
+         std::sqrt(static_cast<double>(std::max<std::int64_t>(reduction, 1))) * unit_roundoff(accumulate);
 }
 
 Comparison compare_derived(std::string name, const TensorView& got, const TensorView& want, const DerivedBound& bound) {
-  return compare_derived(std::move(name), got, want, bound.unit(),
-                         concat("(u(", dsv2::name(bound.dtype), ") + sqrt(", bound.reduction, ") u(f32))"));
+  return compare_derived(
+      std::move(name), got, want, bound.unit(),
+      concat("(u(", dsv2::name(bound.dtype), ") + sqrt(", bound.reduction, ") u(", dsv2::name(bound.accumulate), "))"));
 }
 
 Comparison compare_derived(std::string name, const TensorView& got, const TensorView& want, double unit,

@@ -53,11 +53,12 @@ Comparison compare_exact(std::string name, const TensorView& got, const TensorVi
 /// Rounding what is stored costs u(dtype) of the size of the result, whatever n; accumulating n terms costs sqrt(n)
 /// u(f32) of it (Higham & Mary 2019, the probabilistic bound). The size is the RMS of the row, to which an element that
 /// is large itself adds.
-///     unit = u(dtype) + sqrt(n) u(f32)
+///     unit = u(dtype) + sqrt(n) u(f32)      (u(f64) where the sums are f64)
 ///     |got - want| <= kElementFactor unit (rms(row) + |want|),   |got - want|_2 <= kTensorFactor unit |want|_2
 struct DerivedBound {
   DType dtype = DType::f32;
   std::int64_t reduction = 1;
+  DType accumulate = DType::f32;
   double unit() const;
 };
 inline constexpr double kElementFactor = 8.0, kTensorFactor = 2.0;

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "harness/routing.h"
+#include "model/kv_cache.h"
 
 namespace dsv2::harness {
 
@@ -156,10 +157,58 @@ RoutingComparison compare_routing(std::string_view tap, const TensorView& got, c
 }
 
 DerivedBound bound_at(std::string_view tap, const Config& config, Precision stored, std::int64_t total) {
+  const std::int64_t reduction = reduction_length(tap, config, total);
+  if (stored.activations == DType::f64) return {DType::f64, reduction, DType::f64};
   DType dtype = is_f32_op(tap) ? DType::f32 : stored.activations;
   if (tap.find(".cache.") != tap.npos) dtype = stored.kv_cache;
   if (tap.ends_with(".attn_output") && unit_roundoff(stored.kv_cache) > unit_roundoff(dtype)) dtype = stored.kv_cache;
-  return {dtype, reduction_length(tap, config, total)};
+  return {dtype, reduction};
+}
+
+std::string cache_tap(std::int64_t layer, std::string_view part) {
+  return concat("layers.", layer, ".self_attn.cache.", part);
+}
+
+std::vector<std::string> with_cached_rows(const RecordingSink& recording, const Config& config) {
+  std::vector<std::string> order;
+  for (const std::string& tap : recording.order()) {
+    if (tap.ends_with(".attn_output"))
+      for (const CachePart& part : cache_parts(config)) order.push_back(cache_tap(layer_of(tap), part.name));
+    order.push_back(tap);
+  }
+  return order;
+}
+
+AccumulatedBound::AccumulatedBound(const std::vector<std::string>& order, const RecordingSink& recording,
+                                   const Config& config, Precision stored, std::int64_t total) {
+  double squares = 0, condition = 1;
+  std::int64_t count = 0;
+  for (const std::string& tap : order) {
+    const double op = bound_at(tap, config, stored, total).unit();
+    squares += op * op;
+    if (tap.ends_with(".gate.logits")) {
+      const Tensor* logits = recording.find(tap);
+      for (std::int64_t i = 0; i < logits->size(); ++i) condition = std::max(condition, std::fabs(logits->at(i)));
+    }
+    const bool behind_gate = tap.ends_with(".gate.topk_weight") || tap.ends_with("experts") || tap.ends_with(".mlp");
+    steps_[tap] = {std::sqrt(squares), behind_gate ? condition : 1, ++count};
+    if (is_layer(tap)) condition = 1;
+  }
+}
+
+const AccumulatedBound::Step& AccumulatedBound::at(std::string_view tap) const {
+  const auto it = steps_.find(tap);
+  DSV2_CHECK(it != steps_.end(), tap, ": not recorded");
+  return it->second;
+}
+
+double AccumulatedBound::unit(std::string_view tap) const { return at(tap).unit * at(tap).condition; }
+
+std::string AccumulatedBound::words(std::string_view tap) const {
+  const Step& step = at(tap);
+  std::string text = concat("sqrt(sum of (u(dtype) + sqrt(n) u(f32))^2 over the ", step.count, " ops up to here)");
+  if (step.condition > 1) text += concat(" x ", step.condition, ", the gate's largest logit,");
+  return text;
 }
 
 std::int64_t layer_of(std::string_view tap) {

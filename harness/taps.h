@@ -34,7 +34,7 @@ class RecordingSink final : public TapSink {
   std::map<std::string, Tensor, std::less<>> tensors_;
 };
 
-/// What a decoder stores.
+/// What a decoder stores; sums are f32, but for a decoder that is f64 throughout.
 struct Precision {
   DType activations = DType::f32, kv_cache = DType::f32;
   Precision(DType both) : activations(both), kv_cache(both) {}  // NOLINT(google-explicit-constructor): the usual case
@@ -101,6 +101,33 @@ Tensor replace_rows(const TensorView& got, const TensorView& right, const std::v
 
 /// What a decoder may be off by at this tap, from its tapped input on.
 DerivedBound bound_at(std::string_view tap, const Config& config, Precision stored, std::int64_t total);
+
+/// "layers.I.self_attn.cache.PART": what a layer cached, named like a tap.
+std::string cache_tap(std::int64_t layer, std::string_view part);
+
+/// The taps of a recording in its order, and before each attention what it reads from the cache.
+std::vector<std::string> with_cached_rows(const RecordingSink& recording, const Config& config);
+
+/// What a decoder that runs on its own numbers may be off by. Errors of independent roundings add up like a random
+/// walk: the unit at a tap is the root of the sum of squares of the units of all ops up to it. The weights of a gate,
+/// and with them the block's output, follow e^logit, which multiplies relative errors by the logit: there it is times
+/// the largest one recorded.
+class AccumulatedBound {
+ public:
+  /// `order`: of the ops, as with_cached_rows() gives them.
+  AccumulatedBound(const std::vector<std::string>& order, const RecordingSink& recording, const Config& config,
+                   Precision stored, std::int64_t total);
+  double unit(std::string_view tap) const;        ///< for compare_derived()
+  std::string words(std::string_view tap) const;  ///< what it is made of
+
+ private:
+  struct Step {
+    double unit, condition;
+    std::int64_t count;
+  };
+  const Step& at(std::string_view tap) const;
+  std::map<std::string, Step, std::less<>> steps_;
+};
 
 /// The layer of a tap; -1 for embed_tokens, norm and the head.
 std::int64_t layer_of(std::string_view tap);
