@@ -57,7 +57,7 @@ std::regex parse_filter(const std::string& text) {
 }
 
 /// Error sets are many small entries: one line a set and backend, and one for each entry that failed.
-void print_table(const std::vector<Record>& records, bool verbose, std::ostream& out) {
+void print_table(std::span<const Record> records, bool verbose, std::ostream& out) {
   Table table({"case", "phase", "backend", "dtype", "status", "tensors", "budget", "worst"});
   std::map<std::pair<std::string, std::string>, std::array<int, 2>> sets;  // (set, backend) -> passed, all
   for (const Record& r : records) {
@@ -222,10 +222,20 @@ int run(const CheckFlags& flags) {
       report.records.push_back(std::move(r));
   }
   progress.clear();
+  const std::size_t golden_records = report.records.size();
+  if (flags.metamorphic) {
+    report.seed = flags.model.seed();
+    add_metamorphic(flags, wanted, report);
+  }
 
   if (!flags.json.empty()) write_output(flags.json, report.to_json().dump(1) + "\n");
   std::ostream& out = flags.json == "-" ? std::cerr : std::cout;
-  print_table(report.records, flags.verbose, out);
+  const std::span<const Record> all = report.records;
+  print_table(all.first(golden_records), flags.verbose, out);
+  if (golden_records < all.size()) {
+    out << "\nthe same asked in two ways, seed " << flags.model.seed() << '\n';
+    print_metamorphic(all.subspan(golden_records), flags.verbose, out);
+  }
   const auto count = [&](Status s) {
     return std::count_if(report.records.begin(), report.records.end(), [&](const Record& r) { return r.status == s; });
   };
@@ -260,7 +270,8 @@ void add_check(CLI::App& app, ExitCode& code) {
       "What must hold without golden data: the same asked in two ways. Of tiny-mha and tiny-mla, or the model "
       "of --model or --preset");
   flags->model.add_to(*sub, true);
-  sub->add_flag("-v,--verbose", flags->verbose, "List every entry of the error sets, every op of --bisect");
+  sub->add_flag("-v,--verbose", flags->verbose,
+                "List every entry of the error sets, every op of --bisect, every property");
   sub->callback([flags, sub, &code] {
     DSV2_CHECK(!flags->model.given() || flags->bisect || flags->metamorphic,
                "--model, --preset: expected with --bisect or --metamorphic, found neither");
@@ -268,7 +279,10 @@ void add_check(CLI::App& app, ExitCode& code) {
                "--metamorphic: expected without a path and --bisect, found ", flags->bisect ? "--bisect" : "a path");
     if (flags->metamorphic) return void(code = static_cast<ExitCode>(run_metamorphic(*flags)));
     DSV2_CHECK(!flags->model.given() || flags->paths.empty(), "--model, --preset: expected without a path, found both");
-    if (flags->paths.empty()) flags->paths.push_back(default_golden_folder());
+    if (flags->paths.empty()) {
+      flags->paths.push_back(default_golden_folder());
+      flags->metamorphic = true;
+    }
     if (flags->bisect && sub->count("--backend") == 0) flags->backend.leave_out("reference");
     code = static_cast<ExitCode>(flags->bisect ? run_bisect(*flags) : run(*flags));
   });
