@@ -19,8 +19,8 @@ enum class Choice : std::uint8_t {
 
 /// Of each token. `got` and `want` [N,k] are ascending ids, `logits` [N,E] the right ones and `slack` [N*E] how far
 /// each may be off; `bias` [E] with noaux_tc, else absent. Other experts are a tie when the gate's own rule
-/// (reference/gate.h) chooses them once the logits of those in `got` are raised by their slack and all others lowered,
-/// scores by what float32 rounds them by. Ids outside 0..E-1 are other experts.
+/// (reference/gate.h) chooses them for logits moved by no more than their slack, and scores by no more than float32
+/// rounds them.
 std::vector<Choice> judge_choices(const TensorView& got, const TensorView& want, const TensorView& logits,
                                   std::span<const double> slack, const Config& config, const TensorView& bias);
 

@@ -295,6 +295,29 @@ TEST(Routing, TiesAreWhereTheGatesRuleMayGoEitherWay) {
   EXPECT_EQ(judge({1, 3}, 1e-3, {DType::f32, {4}, bias}), Choice::other);
 }
 
+/// Which groups are kept is a decision, too; and an expert of a rejected group competes with 0 (QUIRKS 7).
+TEST(Routing, TiesBetweenGroups) {
+  Config config = Config::preset("tiny-mla");  // noaux_tc on sigmoid scores
+  config.n_routed_experts = 6;
+  config.num_experts_per_tok = 2;
+  config.n_group = 3, config.topk_group = 1;
+  // Biased scores -0.3 -0.3 | -0.3 -0.3 | -0.9 -0.9: of whichever pair is kept, the zeros of the others are chosen.
+  const double logits[] = {0, 1e-6, 0, 0, 0, 0};
+  const float bias[] = {-0.8f, -0.8f, -0.8f, -0.8f, -1.4f, -1.4f};
+  const auto judge = [&](std::vector<std::int64_t> got, double slack) {
+    const std::int64_t want[] = {2, 3};  // group 0 is kept: the first zeros
+    const std::vector<double> slacks(6, slack);
+    return judge_choices({DType::i64, {1, 2}, got.data()}, {DType::i64, {1, 2}, want}, {DType::f64, {1, 6}, logits},
+                         slacks, config, {DType::f32, {6}, bias})
+        .front();
+  };
+  EXPECT_EQ(judge({2, 3}, 0), Choice::same);
+  EXPECT_EQ(judge({0, 1}, 1e-5), Choice::tie) << "group 1 is kept";
+  EXPECT_EQ(judge({0, 1}, 1e-9), Choice::tie) << "within what scores are rounded by";
+  EXPECT_EQ(judge({0, 2}, 1e-5), Choice::other);
+  EXPECT_EQ(judge({4, 5}, 1e-5), Choice::other);
+}
+
 /// One token's logits moved across a tie in the tested decoder alone: counted, and what follows is not poisoned.
 TEST_F(Bisect, TiesAreCountedAndSettled) {
   Config config = Config::preset("tiny-mha");
