@@ -132,6 +132,27 @@ TEST(Check, BisectEndsInOneLine) {
   expect_one_line(dsv2("check --bisect --preset tiny"), "tiny-mha");
 }
 
+TEST(Check, MetamorphicDrawsASeedAndTakesItBack) {
+  const TemporaryFolder folder;
+  const std::string report = (folder.path() / "r.json").string();
+  const Outcome drawn = dsv2("check --metamorphic --backend cpu --threads 1 --json " + report);
+  EXPECT_EQ(drawn.code, 0) << drawn.out << drawn.err;
+  const Json records = read(report).at("records");
+  ASSERT_EQ(records.size(), 26u) << "13 properties of two models";
+  const Json& one = records.at(5);
+  EXPECT_NE(drawn.out.find("seed " + one.at("seed").dump()), std::string::npos) << drawn.out;
+  // Name and seed give the line again.
+  const Outcome again =
+      dsv2("check --metamorphic --backend cpu --threads 1 --filter '^" + one.at("name").get<std::string>() +
+           "$' --seed " + one.at("seed").dump() + " --json " + report);
+  EXPECT_EQ(again.code, 0) << again.out << again.err;
+  const Json alone = read(report).at("records");
+  ASSERT_EQ(alone.size(), 1u);
+  EXPECT_EQ(alone[0].at("budget_used"), one.at("budget_used"));
+  EXPECT_EQ(dsv2("check --metamorphic --filter nothing").code, 4);
+  expect_one_line(dsv2("check --metamorphic " + kGolden), "--metamorphic");
+}
+
 TEST(Check, NaNInTheExpectationIsABrokenCase) {
   const TemporaryFolder folder;
   const fs::path copy = tampered(folder, "mla_tiny", "full.logits", std::nanf(""));
