@@ -245,7 +245,7 @@ class DecoderBench::Work {
     in.cache = right_cache.get();
     in.taps = &everything;
     Tensor right = std::move(bench_.oracle_->forward(in).logits);
-    ForcingSink alone(everything, bench_.config_, kept(o.dtype), row_.depth + 1, kept(o.kv_dtype));
+    ForcingSink alone(everything, bench_.config_, {kept(o.dtype), kept(o.kv_dtype)}, row_.depth + 1);
     in.cache = &cache;
     in.taps = &alone;
     decoder_.forward(in);

@@ -3,14 +3,15 @@
 #include <cstdio>
 #include <filesystem>
 #include <iostream>
-#include <random>
 #include <regex>
 
 #include "harness/backends.h"
+#include "harness/bisect.h"
 #include "harness/command.h"
 #include "harness/error_sets.h"
 #include "harness/flags.h"
 #include "harness/golden_case.h"
+#include "harness/metamorphic.h"
 #include "harness/report.h"
 #include "harness/run_case.h"
 #include "harness/run_op.h"
@@ -25,9 +26,9 @@ struct CheckFlags {
   std::vector<std::string> paths;
   BackendFlags backend;
   std::vector<std::string> dtypes, ops;
-  std::uint64_t seed = 0;
+  ModelFlags model;
   std::string filter, json;
-  bool no_taps = false, verbose = false;
+  bool no_taps = false, bisect = false, metamorphic = false, verbose = false;
 };
 
 /// Folders with a case.json or an expectations.json at or below `path`, in order of name.
@@ -49,7 +50,7 @@ void discover(const fs::path& path, std::vector<fs::path>& cases, std::vector<fs
 }
 
 /// Error sets are many small entries: one line a set and backend, and one for each entry that failed.
-void print_table(const std::vector<Record>& records, bool verbose, std::ostream& out) {
+void print_table(std::span<const Record> records, bool verbose, std::ostream& out) {
   Table table({"case", "phase", "backend", "dtype", "status", "tensors", "budget", "worst"});
   std::map<std::pair<std::string, std::string>, std::array<int, 2>> sets;  // (set, backend) -> passed, all
   for (const Record& r : records) {
@@ -76,7 +77,32 @@ void print_table(const std::vector<Record>& records, bool verbose, std::ostream&
   }
 }
 
-/// Counts, the report's place, and what else a run ends with.
+/// What `read` returns; a case that cannot be read becomes a record of status error.
+template <class Read>
+auto load(const fs::path& folder, Report& report, Read&& read) -> std::optional<decltype(read())> {
+  try {
+    return read();
+  } catch (const Error& e) {
+    Record& r = report.records.emplace_back();
+    r.name = folder.filename().string();
+    r.op = "decoder";
+    r.status = Status::error;
+    r.reason = e.what();
+    return std::nullopt;
+  }
+}
+
+/// What check ends with, whatever it did.
+int finish(const Report& report) {
+  const ExitCode code = report.exit_code();
+  if (code == ExitCode::bad_input)
+    for (const Record& r : report.records)
+      if (r.status == Status::error) std::cerr << "dsv2: " << r.reason << '\n';
+  if (code == ExitCode::nothing_checked) std::cerr << "dsv2: nothing was checked\n";
+  return static_cast<int>(code);
+}
+
+/// How many passed, and what else a run ends with.
 int conclude(const CheckFlags& flags, const Report& report, std::ostream& out) {
   const auto count = [&](Status s) {
     return std::count_if(report.records.begin(), report.records.end(), [&](const Record& r) { return r.status == s; });
@@ -86,25 +112,20 @@ int conclude(const CheckFlags& flags, const Report& report, std::ostream& out) {
       << " refused, " << count(Status::skipped) << " skipped";
   if (!flags.json.empty() && flags.json != "-") out << "; report: " << flags.json;
   out << '\n';
-  const ExitCode code = report.exit_code();
-  if (code == ExitCode::bad_input)
-    for (const Record& r : report.records)
-      if (r.status == Status::error) std::cerr << "dsv2: " << r.reason << '\n';
-  if (code == ExitCode::nothing_checked) std::cerr << "dsv2: nothing was checked\n";
-  return static_cast<int>(code);
+  return finish(report);
 }
 
-/// Each op alone, from the table of op cases.
+using Wanted = std::function<bool(std::string_view)>;
+
+/// --op: single ops, from the table of op cases.
 int run_ops(const CheckFlags& flags) {
   const std::regex filter = parse_filter(flags.filter);
-  const std::vector<OpCase> cases =
-      chosen_cases({flags.ops, flags.dtypes, [&](std::string_view n) {
-                      return flags.filter.empty() || std::regex_search(n.begin(), n.end(), filter);
-                    }});
+  const std::vector<OpCase> cases = chosen_cases(
+      {flags.ops, flags.dtypes, [&](std::string_view n) { return std::regex_search(n.begin(), n.end(), filter); }});
   const std::vector<const Backend*> chosen = flags.backend.backends();
   Report report;
   report.argv = command_line();
-  report.seed = flags.seed ? flags.seed : std::random_device{}();
+  report.seed = flags.model.seed();
   report.threads = flags.backend.thread_count();
   std::ostream& out = flags.json == "-" ? std::cerr : std::cout;
   out << "seed " << *report.seed << '\n';
@@ -120,9 +141,86 @@ int run_ops(const CheckFlags& flags) {
   return conclude(flags, report, out);
 }
 
+/// The properties of the model of --preset or --model, else of two small ones, on every backend.
+void add_metamorphic(const CheckFlags& flags, const Wanted& wanted, Report& report) {
+  const auto check = [&](const std::string& label, const Config& config, std::shared_ptr<const Weights> weights,
+                         const std::string& dtype) {
+    const Options options = flags.backend.options(dtype);
+    for (const Backend* backend : flags.backend.backends()) {
+      const Subject subject = subject_of(*backend, label, config, weights, flags.model.seed(), options);
+      for (Record& r : check_metamorphic(subject, wanted)) report.records.push_back(std::move(r));
+    }
+  };
+  for (const std::string& dtype : flags.dtypes) {
+    const DType stored = parse_dtype_flag(dtype, "--dtype");
+    if (flags.model.given()) {
+      const Config config = flags.model.config();
+      check(flags.model.label(), config, flags.model.weights(config, stored), dtype);
+      continue;
+    }
+    for (const char* preset : {"tiny-mha", "tiny-mla"}) {
+      const Config config = Config::preset(preset);
+      check(preset, config, Weights::random(config, flags.model.seed(), stored), dtype);
+    }
+  }
+}
+
+/// --metamorphic
+int run_metamorphic(const CheckFlags& flags) {
+  const std::regex filter = parse_filter(flags.filter);
+  Report report;
+  report.argv = command_line();
+  report.threads = flags.backend.thread_count();
+  report.limits = measure_limits(report.threads);
+  report.seed = flags.model.seed();
+  add_metamorphic(
+      flags, [&](std::string_view n) { return std::regex_search(n.begin(), n.end(), filter); }, report);
+  if (!flags.json.empty()) write_output(flags.json, report.to_json().dump(1) + "\n");
+  std::ostream& out = flags.json == "-" ? std::cerr : std::cout;
+  out << "seed " << flags.model.seed() << '\n';
+  print_metamorphic(report.records, true, out);
+  return finish(report);
+}
+
+/// --bisect: a record and a table for each case (or the model), dtype and backend, and one line at the end.
+int run_bisect(const CheckFlags& flags) {
+  Report report;
+  report.argv = command_line();
+  report.threads = flags.backend.thread_count();
+  report.limits = measure_limits(report.threads);
+  std::ostream& out = flags.json == "-" ? std::cerr : std::cout;
+  std::vector<Bisected> all;
+  const auto judge = [&](const BisectWork& work, const std::string& dtype) {
+    for (const Backend* backend : flags.backend.backends()) {
+      all.push_back(bisect_on(*backend, work, flags.backend.options(dtype)));
+      print_bisection(all.back(), flags.verbose, out);
+      report.records.push_back(all.back().record);
+    }
+  };
+  if (flags.model.given()) {
+    report.seed = flags.model.seed();
+    const Config config = flags.model.config();
+    for (const std::string& dtype : flags.dtypes)
+      judge(bisect_work(flags.model.label(), config, flags.model.weights(config, parse_dtype_flag(dtype, "--dtype")),
+                        flags.model.seed()),
+            dtype);
+  } else {
+    std::vector<fs::path> cases, sets;
+    for (const std::string& p : flags.paths) discover(p, cases, sets);
+    const std::regex filter = parse_filter(flags.filter);
+    for (const fs::path& folder : cases) {
+      if (!std::regex_search(folder.string(), filter)) continue;
+      const auto work = load(folder, report, [&] { return bisect_work(GoldenCase::load(folder)); });
+      for (const std::string& dtype : flags.dtypes)
+        if (work) judge(*work, dtype);
+    }
+  }
+  if (!flags.json.empty()) write_output(flags.json, report.to_json().dump(1) + "\n");
+  out << verdict(all) << '\n';
+  return finish(report);
+}
+
 int run(const CheckFlags& flags) {
-  if (!flags.ops.empty()) return run_ops(flags);
-  const std::vector<std::string> dtypes = flags.dtypes.empty() ? std::vector<std::string>{"f32"} : flags.dtypes;
   std::vector<fs::path> cases, sets;
   for (const std::string& p : flags.paths) discover(p, cases, sets);
   const std::regex filter = parse_filter(flags.filter);
@@ -140,19 +238,9 @@ int run(const CheckFlags& flags) {
   for (const fs::path& folder : cases) {
     progress.show(++done, cases.size(), folder.filename().string());
     if (!wanted(folder.filename().string()) && !wanted(folder.string())) continue;
-    std::optional<GoldenCase> golden;
-    try {
-      golden = GoldenCase::load(folder);
-    } catch (const Error& e) {
-      Record r;
-      r.name = folder.filename().string();
-      r.op = "decoder";
-      r.status = Status::error;
-      r.reason = e.what();
-      report.records.push_back(std::move(r));
-      continue;
-    }
-    for (const std::string& dtype : dtypes)
+    const auto golden = load(folder, report, [&] { return GoldenCase::load(folder); });
+    if (!golden) continue;
+    for (const std::string& dtype : flags.dtypes)
       for (const Backend* backend : chosen) {
         CaseOptions options{flags.backend.options(dtype), !flags.no_taps};
         for (Record& r : run_case(*golden, *backend, options)) report.records.push_back(std::move(r));
@@ -164,10 +252,20 @@ int run(const CheckFlags& flags) {
       report.records.push_back(std::move(r));
   }
   progress.clear();
+  const std::size_t golden_records = report.records.size();
+  if (flags.metamorphic) {
+    report.seed = flags.model.seed();
+    add_metamorphic(flags, wanted, report);
+  }
 
   if (!flags.json.empty()) write_output(flags.json, report.to_json().dump(1) + "\n");
   std::ostream& out = flags.json == "-" ? std::cerr : std::cout;
-  print_table(report.records, flags.verbose, out);
+  const std::span<const Record> all = report.records;
+  print_table(all.first(golden_records), flags.verbose, out);
+  if (golden_records < all.size()) {
+    out << "\nthe same asked in two ways, seed " << flags.model.seed() << '\n';
+    print_metamorphic(all.subspan(golden_records), flags.verbose, out);
+  }
   return conclude(flags, report, out);
 }
 
@@ -179,20 +277,43 @@ void add_check(CLI::App& app, ExitCode& code) {
       app.add_subcommand("check", "Hold backends against golden cases, and bad input against what must be refused");
   sub->add_option("path", flags->paths, "A case, a set of cases or an error set, from anywhere (default: golden)");
   flags->backend.add_to(*sub, "reference,cpu");
-  sub->add_option("--dtype", flags->dtypes, "Of matrices and their arithmetic: f32, bf16 (default f32; of ops: all)")
+  sub->add_option("--dtype", flags->dtypes, "Of matrices and their arithmetic: f32, bf16 (default f32; with --op: all)")
       ->delimiter(',')
       ->allow_extra_args(false);
-  sub->add_option("--op", flags->ops, "Check single ops instead, on drawn inputs: rms_norm, linear, ...; all")
+  sub->add_option("--op", flags->ops, "Single ops instead, on drawn inputs: " + known_ops() + "; all")
       ->delimiter(',')
       ->allow_extra_args(false);
-  sub->add_option("--seed", flags->seed, "Of what is drawn (default: another at each run, printed)");
   sub->add_option("--filter", flags->filter, "Only cases and entries whose name matches this regular expression");
   sub->add_option("--json", flags->json, "Write the report here (-: stdout)");
   sub->add_flag("--no-taps", flags->no_taps, "Leave out the comparison of each op alone");
-  sub->add_flag("-v,--verbose", flags->verbose, "List every entry of the error sets");
-  sub->callback([flags, &code] {
-    if (flags->paths.empty()) flags->paths.push_back(default_golden_folder());
-    code = static_cast<ExitCode>(run(*flags));
+  sub->add_flag("--bisect", flags->bisect,
+                "Where does a decoder first go wrong? Each op against the double reference, alone and accumulated, for "
+                "the cases given or the model of --model or --preset");
+  sub->add_flag(
+      "--metamorphic", flags->metamorphic,
+      "What must hold without golden data: the same asked in two ways. Of tiny-mha and tiny-mla, or the model "
+      "of --model or --preset");
+  flags->model.add_to(*sub, true);
+  sub->add_flag("-v,--verbose", flags->verbose,
+                "List every entry of the error sets, every op of --bisect, every property");
+  sub->callback([flags, sub, &code] {
+    DSV2_CHECK(
+        flags->ops.empty() || (!flags->bisect && !flags->metamorphic && !flags->model.given() && flags->paths.empty()),
+        "--op: expected without a path, --model, --preset, --bisect and --metamorphic, found one of them");
+    if (!flags->ops.empty()) return void(code = static_cast<ExitCode>(run_ops(*flags)));
+    if (flags->dtypes.empty()) flags->dtypes.emplace_back("f32");
+    DSV2_CHECK(!flags->model.given() || flags->bisect || flags->metamorphic,
+               "--model, --preset: expected with --bisect or --metamorphic, found neither");
+    DSV2_CHECK(!flags->metamorphic || (!flags->bisect && flags->paths.empty()),
+               "--metamorphic: expected without a path and --bisect, found ", flags->bisect ? "--bisect" : "a path");
+    if (flags->metamorphic) return void(code = static_cast<ExitCode>(run_metamorphic(*flags)));
+    DSV2_CHECK(!flags->model.given() || flags->paths.empty(), "--model, --preset: expected without a path, found both");
+    if (flags->paths.empty()) {
+      flags->paths.push_back(default_golden_folder());
+      flags->metamorphic = true;
+    }
+    if (flags->bisect && sub->count("--backend") == 0) flags->backend.leave_out("reference");
+    code = static_cast<ExitCode>(flags->bisect ? run_bisect(*flags) : run(*flags));
   });
 }
 

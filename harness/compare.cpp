@@ -157,15 +157,20 @@ Comparison compare_exact(std::string name, const TensorView& got, const TensorVi
 
 double DerivedBound::unit() const {
   return unit_roundoff(dtype) +
-         std::sqrt(static_cast<double>(std::max<std::int64_t>(reduction, 1))) * unit_roundoff(DType::f32);
+         std::sqrt(static_cast<double>(std::max<std::int64_t>(reduction, 1))) * unit_roundoff(accumulate);
 }
 
 Comparison compare_derived(std::string name, const TensorView& got, const TensorView& want, const DerivedBound& bound) {
+  return compare_derived(
+      std::move(name), got, want, bound.unit(),
+      concat("(u(", dsv2::name(bound.dtype), ") + sqrt(", bound.reduction, ") u(", dsv2::name(bound.accumulate), "))"));
+}
+
+Comparison compare_derived(std::string name, const TensorView& got, const TensorView& want, double unit,
+                           const std::string& words) {
   Comparison c;
   c.name = std::move(name);
-  const double unit = bound.unit();
-  c.rule = concat(kElementFactor, " (u(", dsv2::name(bound.dtype), ") + sqrt(", bound.reduction,
-                  ") u(f32)) (rms(row) + |want|)");
+  c.rule = concat(kElementFactor, " ", words, " (rms(row) + |want|)");
   if (refuse_shape(c, got, want)) return c;
   const std::int64_t width = want.shape.empty() ? 1 : want.dim(-1), n = want.size();
   std::vector<double> rms(static_cast<std::size_t>(width ? n / width : 0));
@@ -185,7 +190,7 @@ Comparison compare_derived(std::string name, const TensorView& got, const Tensor
     c.passed = false;
     if (c.outside == 0)
       c.reason = concat("relative L2 ", number(c.relative_l2), ", bound ", number(tensor_bound), " = ", kTensorFactor,
-                        " (u(", dsv2::name(bound.dtype), ") + sqrt(", bound.reduction, ") u(f32))");
+                        " ", words);
   }
   const double tensor_share = tensor_bound > 0 ? c.relative_l2 / tensor_bound : 0.0;
   c.budget_used = std::max(c.budget_used, tensor_share);

@@ -53,11 +53,12 @@ Comparison compare_exact(std::string name, const TensorView& got, const TensorVi
 /// Rounding what is stored costs u(dtype) of the size of the result, whatever n; accumulating n terms costs sqrt(n)
 /// u(f32) of it (Higham & Mary 2019, the probabilistic bound). The size is the RMS of the row, to which an element that
 /// is large itself adds.
-///     unit = u(dtype) + sqrt(n) u(f32)
+///     unit = u(dtype) + sqrt(n) u(f32)      (u(f64) where the sums are f64)
 ///     |got - want| <= kElementFactor unit (rms(row) + |want|),   |got - want|_2 <= kTensorFactor unit |want|_2
 struct DerivedBound {
   DType dtype = DType::f32;
   std::int64_t reduction = 1;
+  DType accumulate = DType::f32;
   double unit() const;
 };
 inline constexpr double kElementFactor = 8.0, kTensorFactor = 2.0;
@@ -74,6 +75,9 @@ Comparison compare_summed(std::string name, const TensorView& got, const TensorV
 
 /// The same bits, but for the payload of a NaN and the sign of a zero.
 Comparison compare_bits(std::string name, const TensorView& got, const TensorView& want);
+/// The same two bounds for a unit made of several ops'; `words` say of what.
+Comparison compare_derived(std::string name, const TensorView& got, const TensorView& want, double unit,
+                           const std::string& words);
 
 /// Relative L2 distance of the selected elements; infinite when one of them is not finite in `got`.
 double relative_l2(const TensorView& got, const TensorView& want, const Selection& selection = {});

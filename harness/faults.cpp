@@ -262,22 +262,4 @@ bool runs_kernel(std::string_view op_alone, std::string_view op) {
   return op_alone == op;
 }
 
-bool located_at(std::string_view op, std::string_view tap) {
-  const auto ends = [&](std::initializer_list<std::string_view> suffixes) {
-    return std::any_of(suffixes.begin(), suffixes.end(), [&](std::string_view s) { return tap.ends_with(s); });
-  };
-  const bool layer = tap.starts_with("layers.") && std::count(tap.begin(), tap.end(), '.') == 1;
-  if (op == "embedding") return tap == "embed_tokens";
-  if (op == "rms_norm") return tap == "norm" || ends({"_layernorm"});
-  if (op == "linear") return ends({"_proj", "_proj_with_mqa", ".gate.logits", "lm_head", "score", ".attn_output"});
-  if (op == "rope") return ends({"_rope"});
-  if (op == "kv_write" || op == "attention" || op == "mla_absorb") return ends({".attn_output"});
-  if (op == "gate_select") return ends({".gate.topk_idx"});
-  if (op == "gate_weight") return ends({".gate.topk_weight"});
-  if (op == "experts_act") return ends({".mlp.act", ".mlp"});
-  if (op == "experts_down") return ends({".mlp"});
-  if (op == "add") return layer || ends({".residual"});
-  return false;
-}
-
 }  // namespace dsv2::harness

@@ -28,7 +28,4 @@ Backend backend_with(const cpu::Kernels& kernels);
 /// Does this op of model/op.h run the kernel `op`?
 bool runs_kernel(std::string_view op_alone, std::string_view op);
 
-/// Could an error in `op` show first at this tap?
-bool located_at(std::string_view op, std::string_view tap);
-
 }  // namespace dsv2::harness

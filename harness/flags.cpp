@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <random>
 
 #include "harness/backends.h"
 #include "harness/machine.h"
@@ -72,11 +73,13 @@ Options BackendFlags::options(std::string_view dtype) const {
   return every_options(dtype).front();
 }
 
-void ModelFlags::add_to(CLI::App& sub) {
+void ModelFlags::add_to(CLI::App& sub, bool draw_seed) {
   auto* model = sub.add_option("--model", model_, "A checkpoint: folder with config.json and safetensors");
   auto* preset = sub.add_option("--preset", preset_, "A known configuration with random weights");
   model->excludes(preset);
-  sub.add_option("--seed", seed_, "Seed of random weights and inputs (default 1)");
+  if (draw_seed) seed_ = std::random_device{}();
+  sub.add_option("--seed", seed_,
+                 concat("Seed of random weights and inputs (default ", draw_seed ? "drawn and printed)" : "1)"));
 }
 
 Config ModelFlags::config() const {

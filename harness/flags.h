@@ -18,6 +18,7 @@ namespace dsv2::harness {
 class BackendFlags {
  public:
   void add_to(CLI::App& sub, const std::string& defaults);
+  void leave_out(std::string_view name) { std::erase(names_, name); }  ///< of the defaults
   /// In the order given. Throws Error for an unknown name.
   std::vector<const Backend*> backends() const;
   /// Throws Error naming the flag for a dtype, KV dtype or attention form that is not one, and for lists of values.
@@ -37,7 +38,9 @@ class BackendFlags {
 /// --model DIR or --preset NAME with --seed and --dtype: where a command's model comes from.
 class ModelFlags {
  public:
-  void add_to(CLI::App& sub);
+  /// `draw_seed`: without --seed it is a random one, for the command to print; else 1.
+  void add_to(CLI::App& sub, bool draw_seed = false);
+  bool given() const { return !model_.empty() || !preset_.empty(); }
   Config config() const;  ///< throws Error unless exactly one of --model and --preset is given
   /// The checkpoint, or weights drawn in `dtype`; rounded to it where it is lower than what is stored.
   std::shared_ptr<const Weights> weights(const Config& config, DType dtype) const;

@@ -143,11 +143,11 @@ constexpr Fill kDecisions[] = {Fill::normal, Fill::near_tie, Fill::large, Fill::
 constexpr Fill kWeights[] = {Fill::normal, Fill::zeros};
 constexpr Fill kNormal[] = {Fill::normal};
 
-struct Precision {
+struct MatrixTypes {
   DType dtype, stored;
 };
-constexpr Precision kF32[] = {{DType::f32, DType::f32}};
-constexpr Precision kMatrix[] = {{DType::f32, DType::f32}, {DType::bf16, DType::bf16}, {DType::f32, DType::bf16}};
+constexpr MatrixTypes kF32[] = {{DType::f32, DType::f32}};
+constexpr MatrixTypes kMatrix[] = {{DType::f32, DType::f32}, {DType::bf16, DType::bf16}, {DType::f32, DType::bf16}};
 constexpr DType kNoCache[] = {DType::f32};
 constexpr DType kCache[] = {DType::f32, DType::bf16};
 
@@ -156,7 +156,7 @@ struct Family {
   std::string_view op, place;
   std::span<const std::string_view> models;
   std::span<const Size> sizes = kRows;
-  std::span<const Precision> precisions = kF32;
+  std::span<const MatrixTypes> precisions = kF32;
   std::span<const Fill> fills = kAll;
   std::span<const DType> kv_dtypes = kNoCache;
   bool masked = false;  ///< every visibility, where there is more than one query
@@ -444,13 +444,16 @@ std::vector<std::string_view> op_names() {
   return names;
 }
 
-void require_op(std::string_view op, std::string_view flag) {
+std::string known_ops() {
   std::string known;
-  for (const std::string_view name : op_names()) {
-    if (name == op) return;
-    known += (known.empty() ? "" : ", ") + std::string(name);
-  }
-  fail(flag, ": expected one of ", known, ", found ", op);
+  for (const std::string_view op : op_names()) known += (known.empty() ? "" : ", ") + std::string(op);
+  return known;
+}
+
+void require_op(std::string_view op, std::string_view flag) {
+  const auto names = op_names();
+  DSV2_CHECK(std::find(names.begin(), names.end(), op) != names.end(), flag, ": expected one of ", known_ops(),
+             ", found ", op);
 }
 
 Config op_model(std::string_view model) {

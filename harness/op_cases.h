@@ -53,6 +53,8 @@ struct OpCase {
 std::vector<OpCase> op_cases();
 /// The ops that have cases.
 std::vector<std::string_view> op_names();
+/// "embedding, rms_norm, ...": op_names() for messages.
+std::string known_ops();
 /// Throws Error listing the known ones, naming `flag`.
 void require_op(std::string_view op, std::string_view flag);
 

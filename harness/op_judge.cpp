@@ -4,10 +4,11 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <numeric>
 #include <utility>
 
 #include "harness/op_memory.h"
+#include "harness/routing.h"
+#include "harness/taps.h"
 #include "reference/attention.h"
 #include "reference/backend.h"
 #include "reference/gate.h"
@@ -310,95 +311,40 @@ Comparison OpJudge::compare(const OpOutput& output, const TensorView& got) const
   return c;
 }
 
-Comparison OpJudge::compare_choice(const TensorView& got, std::int64_t& ties) const {
-  const Tensor& want = want_.at("topk_idx");
-  Comparison c = compare_exact("topk_idx", got, want.view());
-  c.rule = "the same experts, or others whose scores are within rounding of theirs";
-  if (c.passed || !c.reason.empty()) return c;
+bool OpJudge::higher_of_equals(const TensorView& got, const TensorView& want, std::int64_t row) const {
+  const Config& c = problem_.config;
+  const std::int64_t k = want.dim(1), E = problem_["logits"].dim(1);
+  const std::int64_t size = c.topk_method == TopkMethod::greedy ? E : E / c.n_group;
+  const auto ids = got.as<std::int64_t>().subspan(static_cast<std::size_t>(row * k), static_cast<std::size_t>(k));
+  const auto right = want.as<std::int64_t>().subspan(static_cast<std::size_t>(row * k), static_cast<std::size_t>(k));
+  const auto equal = [&](std::int64_t a, std::int64_t b) {
+    const bool biased = problem_.has("bias");
+    return problem_["logits"].at(row * E + a) == problem_["logits"].at(row * E + b) &&
+           (!biased || problem_["bias"].at(a) == problem_["bias"].at(b)) && a / size == b / size;
+  };
+  for (const std::int64_t a : ids)
+    for (const std::int64_t b : right)
+      if (a > b && equal(a, b) && !std::binary_search(right.begin(), right.end(), a) &&
+          !std::binary_search(ids.begin(), ids.end(), b))
+        return true;
+  return false;
+}
 
-  const Config& m = problem_.config;
+Comparison OpJudge::compare_choice(const TensorView& got, std::int64_t& ties) const {
+  const TensorView want = want_.at("topk_idx").view();
   const Values logits = values_of(problem_["logits"]);
-  const Values scores = reference::gate_scores(logits, m.scoring_func);
-  const std::int64_t E = logits.cols(), k = m.num_experts_per_tok, groups = m.n_group, size = E / groups;
-  const double unit = kElementFactor * DerivedBound{DType::f32, E}.unit();
-  const bool biased = m.topk_method == TopkMethod::noaux_tc;
-  const auto ids = got.as<std::int64_t>(), right = want.as<std::int64_t>();
-  c.outside = 0;
-  c.budget_used = 0;
-  for (std::int64_t n = 0; n < got.dim(0); ++n) {
-    const std::vector<std::int64_t> a(ids.begin() + n * k, ids.begin() + (n + 1) * k),
-        b(right.begin() + n * k, right.begin() + (n + 1) * k);
-    if (a == b) continue;
-    const auto fail_row = [&](const std::string& why) {
-      ++c.outside;
-      if (c.outside > 1) return;
-      c.worst = {n, 0};
-      c.reason = concat("topk_idx: row ", n, ": ", why);
-    };
-    if (!std::is_sorted(a.begin(), a.end()) || std::adjacent_find(a.begin(), a.end()) != a.end() || a.front() < 0 ||
-        a.back() >= E) {
-      fail_row(concat("expected ", k, " different experts of 0..", E - 1, ", ascending, found ",
-                      to_string(Shape(a.begin(), a.end()))));
-      continue;
-    }
-    std::vector<double> value, lost;
-    for (std::int64_t e = 0; e < E; ++e) {
-      const double bias = biased ? problem_["bias"].at(e) : 0;
-      value.push_back(scores(n, e) + bias);
-      lost.push_back(unit * (scores(n, e) * score_units(logits, n, e) + std::fabs(bias)) +
-                     std::numeric_limits<float>::denorm_min());
-    }
-    bool groups_tie = false;
-    if (m.topk_method != TopkMethod::greedy) {
-      std::vector<std::pair<double, double>> best;  // score of a group, and what it may have lost
-      for (std::int64_t g = 0; g < groups; ++g) {
-        std::vector<std::int64_t> order(static_cast<std::size_t>(size));
-        std::iota(order.begin(), order.end(), g * size);
-        std::sort(order.begin(), order.end(), [&](auto i, auto j) {
-          return value[static_cast<std::size_t>(i)] > value[static_cast<std::size_t>(j)];
-        });
-        double sum = 0, off = 0;
-        for (std::int64_t i = 0; i < std::min<std::int64_t>(size, biased ? 2 : 1); ++i) {
-          const auto e = static_cast<std::size_t>(order[static_cast<std::size_t>(i)]);
-          sum += value[e], off += lost[e];
-        }
-        best.emplace_back(sum, off);
-      }
-      std::vector<std::pair<double, double>> sorted = best;
-      std::sort(sorted.rbegin(), sorted.rend());
-      const auto kept = static_cast<std::size_t>(m.topk_group);
-      groups_tie = kept < sorted.size() &&
-                   sorted[kept - 1].first - sorted[kept].first <= sorted[kept - 1].second + sorted[kept].second;
-      for (std::int64_t g = 0; g < groups; ++g)
-        if (best[static_cast<std::size_t>(g)].first < sorted[kept - 1].first)
-          for (std::int64_t e = g * size; e < (g + 1) * size; ++e)
-            value[static_cast<std::size_t>(e)] = lost[static_cast<std::size_t>(e)] = 0;
-    }
-    // The worst exchange: the best expert that was left out against the least that came in for it.
-    double gap = 0, allowed = 0;
-    std::int64_t in = -1, out = -1;
-    for (const std::int64_t e : a)
-      if (!std::binary_search(b.begin(), b.end(), e))
-        for (const std::int64_t w : b)
-          if (!std::binary_search(a.begin(), a.end(), w)) {
-            const auto i = static_cast<std::size_t>(e), j = static_cast<std::size_t>(w);
-            // Equal values go to the lower id: there is nothing to round.
-            const bool equal = logits(n, e) == logits(n, w) && value[i] == value[j];
-            const double room = equal ? 0 : lost[i] + lost[j];
-            if (in < 0 || value[j] - value[i] - room > gap - allowed || equal)
-              gap = value[j] - value[i], allowed = room, in = e, out = w;
-          }
-    if (groups_tie || gap < allowed) {
-      ++ties;
-      if (allowed > 0) c.budget_used = std::max(c.budget_used, gap / allowed);
-      continue;
-    }
-    fail_row(concat("chose expert ", in, " (", value[static_cast<std::size_t>(in)], ") instead of ", out, " (",
-                    value[static_cast<std::size_t>(out)], "), ", gap == 0 ? "an equal one of lower id" : "",
-                    gap == 0 ? "" : concat("apart by ", gap, ", rounding can make up ", allowed)));
-  }
-  c.passed = c.outside == 0;
-  if (!c.passed) c.budget_used = std::numeric_limits<double>::infinity();
+  const double unit = kElementFactor * DerivedBound{DType::f32, logits.cols()}.unit();
+  std::vector<double> slack;
+  for (std::int64_t n = 0; n < logits.rows(); ++n)
+    for (std::int64_t e = 0; e < logits.cols(); ++e) slack.push_back(unit * score_units(logits, n, e));
+  const TensorView bias = problem_.has("bias") ? problem_["bias"].view() : TensorView{};
+  std::vector<bool> tied;
+  if (got.shape == want.shape)
+    for (const Choice choice : judge_choices(got, want, problem_["logits"].view(), slack, problem_.config, bias))
+      tied.push_back(choice == Choice::tie && !higher_of_equals(got, want, static_cast<std::int64_t>(tied.size())));
+  ties += std::count(tied.begin(), tied.end(), true);
+  Comparison c = compare_exact("topk_idx", replace_rows(got, want, tied).view(), want);
+  c.rule = "the same experts, or others whose scores are within rounding of theirs";
   return c;
 }
 

@@ -47,6 +47,8 @@ class OpJudge {
   };
   Comparison compare(const OpOutput& output, const TensorView& got) const;
   Comparison compare_choice(const TensorView& got, std::int64_t& ties) const;
+  /// Did this row take an expert instead of an equal one of lower id? There is nothing to round.
+  bool higher_of_equals(const TensorView& got, const TensorView& want, std::int64_t row) const;
 
   const OpCase& case_;
   const OpProblem& problem_;

@@ -99,6 +99,14 @@ Json Record::to_json() const {
   j["rows_left_out"] = rows_left_out;
   j["failures"] = Json::array();
   for (const Comparison& c : failures) j["failures"].push_back(comparison_json(c));
+  for (const OpShare& s : bisect)
+    j["bisect"].push_back({{"call", s.call},
+                           {"layer", s.layer < 0 ? Json(nullptr) : Json(s.layer)},
+                           {"op", s.op},
+                           {"kernels", s.kernels},
+                           {"passed", s.passed},
+                           {"local", value_or_null(s.local)},
+                           {"accumulated", value_or_null(s.accumulated)}});
   j["flops"] = value_or_null(flops);
   j["bytes"] =
       bytes ? Json{{"weights", bytes->weights}, {"kv", bytes->kv}, {"activations", bytes->activations}} : Json(nullptr);

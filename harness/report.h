@@ -30,6 +30,16 @@ enum class Status : std::uint8_t {
 };
 std::string_view name(Status);
 
+/// How much of its budget one op used: a row of `dsv2 check --bisect`.
+struct OpShare {
+  std::string call;
+  std::int64_t layer = -1;  ///< -1: before or behind the layers
+  std::string op;           ///< as in model/taps.h
+  std::vector<std::string> kernels;
+  bool passed = true;
+  std::optional<double> local, accumulated;  ///< absent: not compared
+};
+
 /// Correctness, FLOPs, bytes and time of the same work at the same shape. Speeds derive from the samples when the
 /// record is written, and are null unless status is passed.
 struct Record {
@@ -48,6 +58,7 @@ struct Record {
   double budget_used = 0;            ///< worst share of any bound
   std::string worst;                 ///< the tensor with that share
   std::vector<Comparison> failures;  ///< in the order met: the first is the first divergence
+  std::vector<OpShare> bisect;       ///< in the order computed; empty but for --bisect
   std::int64_t ties = 0;             ///< routing or token decisions that differed within the bound
   std::int64_t rows_left_out = 0;    ///< low precision: rows from a changed expert on
 

@@ -169,10 +169,11 @@ class CaseRun {
     probe.taps = &right;
     oracle_->forward(probe);
     const DType stored = low_precision(options_.decoder) ? DType::bf16 : DType::f32;
-    ForcingSink alone(right, config_, stored, total);
+    ForcingSink alone(right, config_, stored, total, weights_.get());
     probe.cache = tested_probe.get();
     probe.taps = &alone;
     decoder_->forward(probe);
+    record.ties += alone.ties();
     for (Comparison c : alone.comparisons()) {
       c.name = concat(id, ": ", c.name, " (alone)");
       record.add(c);

@@ -110,6 +110,50 @@ TEST(Check, EveryExpectationCanFail) {
   }
 }
 
+TEST(Check, BisectEndsInOneLine) {
+  const TemporaryFolder folder;
+  const std::string report = (folder.path() / "r.json").string();
+  const Outcome run = dsv2("check --bisect --preset tiny-mla --seed 7 --dtype f32,bf16 --json " + report);
+  EXPECT_EQ(run.code, 0) << run.out << run.err;
+  EXPECT_NE(run.out.find("seed 7"), std::string::npos) << run.out;
+  const std::string last = run.out.substr(run.out.rfind('\n', run.out.size() - 2) + 1);
+  EXPECT_TRUE(last.starts_with("no op out of budget: worst layers.")) << last;
+  const Json records = read(report).at("records");
+  ASSERT_EQ(records.size(), 2u) << "the reference is not held against itself";
+  for (const Json& r : records) {
+    EXPECT_EQ(r.at("name"), "bisect/tiny-mla");
+    EXPECT_EQ(r.at("seed"), 7);
+    EXPECT_GT(r.at("bisect").size(), 60u);
+    for (const Json& op : r.at("bisect")) EXPECT_LT(op.at("local").get<double>(), 1) << op.dump();
+  }
+  EXPECT_EQ(dsv2("check --bisect --preset tiny-mla --backend reference").code, 4);
+  EXPECT_EQ(dsv2("check --bisect " + kGolden + "/bad_input").code, 4);
+  expect_one_line(dsv2("check --preset tiny-mla"), "--bisect");
+  expect_one_line(dsv2("check --bisect --preset tiny-mla " + kGolden), "--preset");
+  expect_one_line(dsv2("check --bisect --preset tiny"), "tiny-mha");
+}
+
+TEST(Check, MetamorphicDrawsASeedAndTakesItBack) {
+  const TemporaryFolder folder;
+  const std::string report = (folder.path() / "r.json").string();
+  const Outcome drawn = dsv2("check --metamorphic --backend cpu --threads 1 --json " + report);
+  EXPECT_EQ(drawn.code, 0) << drawn.out << drawn.err;
+  const Json records = read(report).at("records");
+  ASSERT_EQ(records.size(), 26u) << "13 properties of two models";
+  const Json& one = records.at(5);
+  EXPECT_NE(drawn.out.find("seed " + one.at("seed").dump()), std::string::npos) << drawn.out;
+  // Name and seed give the line again.
+  const Outcome again =
+      dsv2("check --metamorphic --backend cpu --threads 1 --filter '^" + one.at("name").get<std::string>() +
+           "$' --seed " + one.at("seed").dump() + " --json " + report);
+  EXPECT_EQ(again.code, 0) << again.out << again.err;
+  const Json alone = read(report).at("records");
+  ASSERT_EQ(alone.size(), 1u);
+  EXPECT_EQ(alone[0].at("budget_used"), one.at("budget_used"));
+  EXPECT_EQ(dsv2("check --metamorphic --filter nothing").code, 4);
+  expect_one_line(dsv2("check --metamorphic " + kGolden), "--metamorphic");
+}
+
 TEST(Check, NaNInTheExpectationIsABrokenCase) {
   const TemporaryFolder folder;
   const fs::path copy = tampered(folder, "mla_tiny", "full.logits", std::nanf(""));

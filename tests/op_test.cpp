@@ -192,7 +192,7 @@ TEST(OpGate, ChangedInputIsSeen) {
   const Record r =
       OpRun(case_named("add/self_attn.residual/tiny-mha/b1-s2-p0/f32/normal"), 1).on(backend, one_thread());
   EXPECT_EQ(r.status, Status::failed);
-  EXPECT_EQ(r.failures.back().name, "inputs") << r.failures.back().reason;
+  EXPECT_EQ(r.failures.front().name, "inputs") << r.failures.front().reason;
 }
 
 TEST(OpGate, ResultThatDependsOnOldMemoryIsSeen) {
