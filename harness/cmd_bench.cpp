@@ -9,6 +9,7 @@
 #include "harness/command.h"
 #include "harness/flags.h"
 #include "harness/generate.h"
+#include "harness/outputs.h"
 #include "harness/ranges.h"
 #include "harness/report.h"
 #include "harness/table.h"
@@ -27,7 +28,7 @@ struct BenchFlags {
   std::vector<std::string> dtypes{"bf16"};
   std::string prompt = "512", depth, batch = "1";
   std::int64_t generate = 64, repetitions = 3;
-  std::string json;
+  OutputFlags outputs;
 };
 
 /// Random ids, new ones at each call.
@@ -373,15 +374,15 @@ int run(const BenchFlags& flags) {
       }
     }
   }
-  if (!flags.json.empty()) write_output(flags.json, report.to_json().dump(1) + "\n");
-  std::ostream& out = flags.json == "-" ? std::cerr : std::cout;
+  flags.outputs.write(report.to_json());
+  std::ostream& out = flags.outputs.text();
   const MachineLimits& l = report.limits;
   out << flags.model.label() << ": " << si(static_cast<double>(parameters.total), "") << " parameters, "
       << si(static_cast<double>(parameters.active), "") << " active; " << machine().cpu << ", " << machine().isa << ", "
       << report.threads << " threads, reads " << fixed(l.read_bandwidth_gb_s, 1) << " GB/s, f32 peak "
       << fixed(l.peak_f32_gflop_s, 0) << " GFLOP/s\n\n";
   print_table(report, out);
-  if (!flags.json.empty() && flags.json != "-") out << "\nreport: " << flags.json << '\n';
+  if (const std::string files = flags.outputs.files(); !files.empty()) out << '\n' << files << '\n';
   const ExitCode code = report.exit_code();
   if (code == ExitCode::nothing_checked) std::cerr << "dsv2: nothing was measured\n";
   return static_cast<int>(code);
@@ -406,7 +407,7 @@ void add_bench(CLI::App& app, ExitCode& code) {
   sub->add_option("--batch", flags->batch, "Sequences at once (default 1)");
   sub->add_option("--repetitions", flags->repetitions, "Of prefill, and of the run of decode steps (default 3)")
       ->check(CLI::Range(1, 10000));
-  sub->add_option("--json", flags->json, "Write the report here (-: stdout)");
+  flags->outputs.add_to(*sub);
   sub->callback([flags, &code] { code = static_cast<ExitCode>(run(*flags)); });
 }
 

@@ -10,6 +10,7 @@
 #include "harness/error_sets.h"
 #include "harness/flags.h"
 #include "harness/golden_case.h"
+#include "harness/outputs.h"
 #include "harness/report.h"
 #include "harness/run_case.h"
 #include "harness/table.h"
@@ -23,7 +24,8 @@ struct CheckFlags {
   std::vector<std::string> paths;
   BackendFlags backend;
   std::vector<std::string> dtypes{"f32"};
-  std::string filter, json;
+  std::string filter;
+  OutputFlags outputs;
   bool no_taps = false, verbose = false;
 };
 
@@ -124,8 +126,8 @@ int run(const CheckFlags& flags) {
   }
   progress.clear();
 
-  if (!flags.json.empty()) write_output(flags.json, report.to_json().dump(1) + "\n");
-  std::ostream& out = flags.json == "-" ? std::cerr : std::cout;
+  flags.outputs.write(report.to_json());
+  std::ostream& out = flags.outputs.text();
   print_table(report.records, flags.verbose, out);
   const auto count = [&](Status s) {
     return std::count_if(report.records.begin(), report.records.end(), [&](const Record& r) { return r.status == s; });
@@ -133,8 +135,8 @@ int run(const CheckFlags& flags) {
   out << '\n'
       << count(Status::passed) << " passed, " << count(Status::failed) << " failed, " << count(Status::error)
       << " refused, " << count(Status::skipped) << " skipped";
-  if (!flags.json.empty() && flags.json != "-") out << "; report: " << flags.json;
-  out << '\n';
+  const std::string files = flags.outputs.files();
+  out << (files.empty() ? "" : "; ") << files << '\n';
   const ExitCode code = report.exit_code();
   if (code == ExitCode::bad_input)
     for (const Record& r : report.records)
@@ -156,7 +158,7 @@ void add_check(CLI::App& app, ExitCode& code) {
       ->allow_extra_args(false)
       ->default_str("f32");
   sub->add_option("--filter", flags->filter, "Only cases and entries whose name matches this regular expression");
-  sub->add_option("--json", flags->json, "Write the report here (-: stdout)");
+  flags->outputs.add_to(*sub);
   sub->add_flag("--no-taps", flags->no_taps, "Leave out the comparison of each op alone");
   sub->add_flag("-v,--verbose", flags->verbose, "List every entry of the error sets");
   sub->callback([flags, &code] {

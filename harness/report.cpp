@@ -112,6 +112,11 @@ Json Record::to_json() const {
   return j;
 }
 
+bool GateTest::passed() const {
+  return false_alarms == 0 &&
+         std::all_of(faults.begin(), faults.end(), [](const FaultResult& f) { return f.caught_by && f.located; });
+}
+
 Json Report::to_json() const {
   Json j;
   j["schema_version"] = kReportSchemaVersion;
@@ -145,6 +150,18 @@ Json Report::to_json() const {
   }
   j["totals"] = totals;
   j["records"] = rows;
+  if (gate_test) {
+    j["faults"] = Json::array();
+    for (const FaultResult& f : gate_test->faults)
+      j["faults"].push_back({{"name", f.name},
+                             {"op", f.op},
+                             {"dtype", f.dtype},
+                             {"caught_by", f.caught_by ? Json(f.caught_by->name) : Json(nullptr)},
+                             {"located", f.located},
+                             {"budget_used", f.caught_by ? finite_or_null(f.caught_by->budget_used) : Json(nullptr)}});
+    j["seeds"] = gate_test->seeds;
+    j["false_alarms"] = gate_test->false_alarms;
+  }
   j["exit_code"] = static_cast<int>(exit_code());
   return j;
 }
@@ -153,9 +170,9 @@ ExitCode Report::exit_code() const {
   const auto any = [&](Status s) {
     return std::any_of(records.begin(), records.end(), [&](const Record& r) { return r.status == s; });
   };
-  if (any(Status::failed)) return ExitCode::wrong;
+  if (any(Status::failed) || (gate_test && !gate_test->passed())) return ExitCode::wrong;
   if (any(Status::error)) return ExitCode::bad_input;
-  return any(Status::passed) ? ExitCode::passed : ExitCode::nothing_checked;
+  return any(Status::passed) || gate_test ? ExitCode::passed : ExitCode::nothing_checked;
 }
 
 Json read_report(const std::filesystem::path& file) {

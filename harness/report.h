@@ -65,6 +65,20 @@ struct Record {
   Json to_json() const;
 };
 
+/// One wrong kernel of selftest, in one dtype.
+struct FaultResult {
+  std::string name, op, dtype;
+  std::optional<Comparison> caught_by;  ///< the first comparison that rejected it
+  bool located = false;                 ///< an error in `op` could show first there
+};
+
+/// What selftest found: is the gate itself to be trusted?
+struct GateTest {
+  std::vector<FaultResult> faults;
+  std::int64_t seeds = 0, false_alarms = 0;  ///< right kernels on this many random models, and rejections of them
+  bool passed() const;
+};
+
 struct Report {
   std::vector<std::string> argv;
   std::optional<std::uint64_t> seed;
@@ -72,9 +86,11 @@ struct Report {
   int threads = 0;
   Json model;  ///< config and checkpoint identity; null for check, whose records name their cases
   std::vector<Record> records;
+  std::optional<GateTest> gate_test;
 
   Json to_json() const;
-  /// passed, wrong, bad_input or nothing_checked, from the records' states: a failure outweighs a refused input.
+  /// passed, wrong, bad_input or nothing_checked, from the records' states and the gate's test: a failure outweighs a
+  /// refused input.
   ExitCode exit_code() const;
 };
 
