@@ -14,6 +14,7 @@
 #include "harness/report.h"
 #include "harness/table.h"
 #include "harness/taps.h"
+#include "harness/trace.h"
 #include "model/cost.h"
 #include "reference/backend.h"
 
@@ -147,6 +148,13 @@ class Bench {
       r.add(finite(out.logits));
     }
     check();
+    if (r.status == Status::passed) {
+      OwnedInput fresh = tokens_.next(B, S);
+      const auto cache = decoder_->make_cache(B, S);
+      fresh.input.cache = cache.get();
+      fresh.input.logits = Logits::last;
+      profile(r, fresh.input, workload(B, S, S), concat("prefill, batch ", B, ", ", S, " tokens"));
+    }
     r.coverage =
         concat("last ", tail, " of ", S, " tokens through all layers from the tested cache, before and after timing");
     finish(r, c, static_cast<double>(B * S));
@@ -205,14 +213,33 @@ class Bench {
     }
     cache->truncate(depth);
     check();
+    if (r.status == Status::passed) {
+      decoder_->forward(step.input);  // the oracle ran before: wakes the threads
+      cache->truncate(depth);
+      profile(r, step.input, workload(B, 1, depth + 1), concat("decode, batch ", B, ", depth ", depth));
+    }
     r.coverage =
         concat("one step at depth ", depth, ": every op alone and all layers together, before and after timing");
     finish(r, c, static_cast<double>(B));
     return r;
   }
 
+  /// The steps that were profiled, for --trace.
+  const std::vector<StepProfile>& profiles() const { return profiles_; }
+
  private:
   static constexpr std::int64_t kCheckedTokens = 4;
+
+  /// One more step, by op. Never among the samples: being watched makes it slower.
+  void profile(Record& r, const ForwardInput& input, const Workload& work, std::string what) {
+    StepProfile step = profile_step(*decoder_, input, work);
+    step.name = r.name;
+    step.backend = r.backend;
+    step.dtype = r.dtype;
+    step.what = std::move(what);
+    r.ops = step.by_op();
+    profiles_.push_back(std::move(step));
+  }
 
   Record blank(std::string phase, std::int64_t B, std::optional<std::int64_t> prompt, std::int64_t depth) const {
     Record r;
@@ -303,6 +330,7 @@ class Bench {
   std::optional<double> distinct_;
   Tensor right_hidden_, right_logits_;
   Selection same_experts_;
+  std::vector<StepProfile> profiles_;
 };
 
 void print_table(const Report& report, std::ostream& out) {
@@ -334,6 +362,7 @@ int run(const BenchFlags& flags) {
   Report report;
   report.argv = command_line();
   report.seed = flags.model.seed();
+  std::vector<StepProfile> profiles;
   report.threads = flags.backend.thread_count();
   report.limits = measure_limits(report.threads);
   const ParameterCount parameters = count_parameters(config);
@@ -372,9 +401,11 @@ int run(const BenchFlags& flags) {
           report.records.push_back(bench.decode(b, d));
         }
       }
+      profiles.insert(profiles.end(), bench.profiles().begin(), bench.profiles().end());
     }
   }
   flags.outputs.write(report.to_json());
+  if (flags.outputs.wants("--trace")) flags.outputs.write_other("--trace", dump(trace_of(profiles)));
   std::ostream& out = flags.outputs.text();
   const MachineLimits& l = report.limits;
   out << flags.model.label() << ": " << si(static_cast<double>(parameters.total), "") << " parameters, "
@@ -408,6 +439,7 @@ void add_bench(CLI::App& app, ExitCode& code) {
   sub->add_option("--repetitions", flags->repetitions, "Of prefill, and of the run of decode steps (default 3)")
       ->check(CLI::Range(1, 10000));
   flags->outputs.add_to(*sub);
+  flags->outputs.add_other(*sub, "--trace", "One prefill and one decode step by op, for ui.perfetto.dev (-: stdout)");
   sub->callback([flags, &code] { code = static_cast<ExitCode>(run(*flags)); });
 }
 

@@ -39,40 +39,44 @@ std::string obstacle(const fs::path& path) {
 
 }  // namespace
 
+OutputFlags::Output& OutputFlags::add(CLI::App& sub, Output output, const char* help) {
+  Output& added = outputs_.emplace_back(std::move(output));
+  sub.add_option(added.flag, added.path, help)->type_name("FILE");
+  return added;
+}
+
 void OutputFlags::add_to(CLI::App& sub) {
-  static_assert(std::size(harness::kForms) == OutputFlags::kForms);
-  for (std::size_t i = 0; i < kForms; ++i)
-    sub.add_option(harness::kForms[i].flag, paths_[i], harness::kForms[i].help)->type_name("FILE");
+  for (const Form& form : kForms) add(sub, {form.flag, form.text}, form.help);
   sub.parse_complete_callback([this] { validate(); });
 }
 
+void OutputFlags::add_other(CLI::App& sub, const char* flag, const char* help) { add(sub, {flag, nullptr}, help); }
+
 void OutputFlags::validate() const {
-  for (std::size_t i = 0; i < kForms; ++i) {
-    const std::string& path = paths_[i];
-    const char* flag = harness::kForms[i].flag;
-    if (path.empty() || path == "-") continue;
-    const std::string why = obstacle(path);
-    DSV2_CHECK(why.empty(), flag, ": ", path, ": ", why);
+  for (const Output& o : outputs_) {
+    if (o.path.empty() || o.path == "-") continue;
+    const std::string why = obstacle(o.path);
+    DSV2_CHECK(why.empty(), o.flag, ": ", o.path, ": ", why);
   }
-  for (std::size_t i = 0; i < kForms; ++i)
-    for (std::size_t j = i + 1; j < kForms; ++j)
-      DSV2_CHECK(paths_[i].empty() || paths_[i] != paths_[j], harness::kForms[i].flag, " and ", harness::kForms[j].flag,
-                 ": expected two places, found ", paths_[i] == "-" ? "stdout" : paths_[i], " for both");
+  for (auto a = outputs_.begin(); a != outputs_.end(); ++a)
+    for (auto b = std::next(a); b != outputs_.end(); ++b)
+      DSV2_CHECK(a->path.empty() || a->path != b->path, a->flag, " and ", b->flag, ": expected two places, found ",
+                 a->path == "-" ? "stdout" : a->path, " for both");
 }
 
 std::ostream& OutputFlags::text() const {
-  for (const std::string& path : paths_)
-    if (path == "-") return std::cerr;
+  for (const Output& o : outputs_)
+    if (o.path == "-") return std::cerr;
   return std::cout;
 }
 
 void OutputFlags::write(const Json& report) const {
   const Json valid = Json::parse(dump(report));  // whatever the bytes of names and paths were: UTF-8
   std::string first_error;
-  for (std::size_t i = 0; i < kForms; ++i) {
-    if (paths_[i].empty()) continue;
+  for (const Output& o : outputs_) {
+    if (!o.form || o.path.empty()) continue;
     try {
-      write_output(paths_[i], harness::kForms[i].text(valid));
+      write_output(o.path, o.form(valid));
     } catch (const Error& e) {
       if (first_error.empty()) first_error = e.what();
     }
@@ -82,9 +86,21 @@ void OutputFlags::write(const Json& report) const {
 
 std::string OutputFlags::files() const {
   std::string all;
-  for (const std::string& path : paths_)
-    if (!path.empty() && path != "-") all += (all.empty() ? "report: " : ", ") + path;
+  for (const Output& o : outputs_)
+    if (!o.path.empty() && o.path != "-") all += (all.empty() ? "report: " : ", ") + o.path;
   return all;
+}
+
+const OutputFlags::Output& OutputFlags::find(std::string_view flag) const {
+  for (const Output& o : outputs_)
+    if (o.flag == flag) return o;
+  fail(flag, ": not an output of this command");
+}
+
+bool OutputFlags::wants(std::string_view flag) const { return !find(flag).path.empty(); }
+
+void OutputFlags::write_other(std::string_view flag, std::string_view text) const {
+  write_output(find(flag).path, text);
 }
 
 }  // namespace dsv2::harness

@@ -2,9 +2,10 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
-#include <array>
+#include <deque>
 #include <iosfwd>
 #include <string>
+#include <string_view>
 
 #include "harness/json.h"
 #include "harness/report.h"
@@ -26,6 +27,10 @@ std::string to_csv(const Json& report);
 /// --json, --junit, --markdown, --csv: where a command's report goes, and in which forms.
 class OutputFlags {
  public:
+  OutputFlags() = default;
+  OutputFlags(const OutputFlags&) = delete;
+  OutputFlags& operator=(const OutputFlags&) = delete;
+
   /// Adds the flags. Parsing fails where two of them name one file or both stdout, or a file that cannot be made.
   void add_to(CLI::App& sub);
   /// For tables and messages: stdout, or stderr where a report goes to stdout.
@@ -35,10 +40,22 @@ class OutputFlags {
   /// "report: a.json, b.xml"; empty when no file is written.
   std::string files() const;
 
+  /// A flag of one command for a file that is not made of the report; held to the same rules.
+  void add_other(CLI::App& sub, const char* flag, const char* help);
+  bool wants(std::string_view flag) const;  ///< was it given?
+  void write_other(std::string_view flag, std::string_view text) const;
+
  private:
-  static constexpr std::size_t kForms = 4;
+  struct Output {
+    std::string flag;
+    std::string (*form)(const Json& report);  ///< null: written with write_other()
+    std::string path = {};
+  };
+  Output& add(CLI::App& sub, Output output, const char* help);
+  const Output& find(std::string_view flag) const;
   void validate() const;
-  std::array<std::string, kForms> paths_;  ///< by form, in the order of the table in outputs.cpp
+
+  std::deque<Output> outputs_;  ///< the parser holds references to the paths
 };
 
 }  // namespace dsv2::harness

@@ -5,6 +5,7 @@
 #include <ctime>
 #include <numeric>
 
+#include "harness/op_names.h"
 #include "harness/version.h"
 
 namespace dsv2::harness {
@@ -17,6 +18,24 @@ Json value_or_null(const std::optional<T>& value) {
   if (!value) return nullptr;
   if constexpr (std::is_floating_point_v<T>) return finite_or_null(*value);
   return *value;
+}
+
+/// The larger share of a bound; what is not a number is the largest.
+double worse(double a, double b) { return a >= b || std::isnan(a) ? a : b; }
+
+/// Rounded up to a thousandth, which keeps reports small and 1.0001 above 1.
+Json share_json(double share) { return finite_or_null(std::ceil(share * 1000) / 1000); }
+
+Json budgets_json(const Record& r) {
+  Json ops = Json::object(), layers = Json::object();
+  for (const auto& [op, share] : r.budget_by_op) ops[op] = share_json(share);
+  for (const auto& [layer, share] : r.budget_by_layer) layers[std::to_string(layer)] = share_json(share);
+  return {{"by_op", std::move(ops)}, {"by_layer", std::move(layers)}};
+}
+
+Json op_json(const OpTime& o) {
+  return {{"name", o.name},       {"op", text_or_null(o.op)}, {"count", o.count},
+          {"time_ns", o.time_ns}, {"flops", o.flops},         {"bytes", bytes_json(o.bytes)}};
 }
 
 Json comparison_json(const Comparison& c) {
@@ -35,6 +54,10 @@ Json comparison_json(const Comparison& c) {
 
 }  // namespace
 
+Json bytes_json(const Bytes& bytes) {
+  return {{"weights", bytes.weights}, {"kv", bytes.kv}, {"activations", bytes.activations}};
+}
+
 std::string_view name(Status s) {
   constexpr std::string_view kNames[] = {"passed", "failed", "skipped", "error"};
   return kNames[static_cast<std::size_t>(s)];
@@ -42,6 +65,12 @@ std::string_view name(Status s) {
 
 void Record::add(const Comparison& c) {
   ++compared;
+  if (const OpName of = op_of_tensor(c.name); !of.op.empty()) {
+    auto by = std::find_if(budget_by_op.begin(), budget_by_op.end(), [&](const auto& b) { return b.first == of.op; });
+    if (by == budget_by_op.end()) by = budget_by_op.insert(by, {of.op, 0.0});
+    by->second = worse(by->second, c.budget_used);
+    if (of.layer) budget_by_layer[*of.layer] = worse(budget_by_layer[*of.layer], c.budget_used);
+  }
   if (worst.empty() || c.budget_used > budget_used) {
     worst = c.name;
     budget_used = c.budget_used;
@@ -88,9 +117,9 @@ Json Record::to_json() const {
   j["rows_left_out"] = rows_left_out;
   j["failures"] = Json::array();
   for (const Comparison& c : failures) j["failures"].push_back(comparison_json(c));
+  j["budgets"] = budgets_json(*this);
   j["flops"] = value_or_null(flops);
-  j["bytes"] =
-      bytes ? Json{{"weights", bytes->weights}, {"kv", bytes->kv}, {"activations", bytes->activations}} : Json(nullptr);
+  j["bytes"] = bytes ? bytes_json(*bytes) : Json(nullptr);
   j["kv_bytes"] = value_or_null(kv_bytes);
   j["resident_memory_bytes"] = value_or_null(resident_memory_bytes);
   j["peak_memory_bytes"] = value_or_null(peak_memory_bytes);
@@ -109,6 +138,9 @@ Json Record::to_json() const {
   j["gb_s"] = timed && bytes ? finite_or_null(bytes->total() / median_ns()) : Json(nullptr);
   j["share_of_roof"] = timed ? value_or_null(share_of_roof) : Json(nullptr);
   j["roof"] = timed ? text_or_null(roof) : Json(nullptr);
+  j["ops"] = Json::array();
+  if (timed)
+    for (const OpTime& o : ops) j["ops"].push_back(op_json(o));
   return j;
 }
 

@@ -4,9 +4,11 @@
 #include <chrono>
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "harness/command.h"
@@ -28,6 +30,17 @@ enum class Status : std::uint8_t {
   error,    ///< the input was refused; reason says why
 };
 std::string_view name(Status);
+
+/// One op of a profiled step (harness/trace.h), added up over the layers.
+struct OpTime {
+  std::string name;        ///< "self_attn.o_proj"
+  std::string op;          ///< the project's name of the kernel: "linear"; empty where Cost has none
+  std::int64_t count = 0;  ///< layers that have it; 1 for what surrounds them
+  std::int64_t time_ns = 0;
+  double flops = 0;
+  Bytes bytes = {};
+};
+Json bytes_json(const Bytes& bytes);
 
 /// Correctness, FLOPs, bytes and time of the same work at the same shape. Speeds derive from the samples when the
 /// record is written, and are null unless status is passed.
@@ -56,7 +69,12 @@ struct Record {
   std::vector<std::int64_t> samples_ns;
   std::optional<double> noise_floor;  ///< largest relative difference of medians between repeats of the measurement
   std::optional<double> share_of_roof;
-  std::string roof;  ///< what that share refers to
+  std::string roof;         ///< what that share refers to
+  std::vector<OpTime> ops;  ///< of one more sample, by op, slowed a little by being watched; empty when not profiled
+
+  /// Worst share of a bound by op, and by layer, in the order met.
+  std::vector<std::pair<std::string, double>> budget_by_op;
+  std::map<std::int64_t, double> budget_by_layer;
 
   /// Books one comparison: status becomes passed or failed, and failures keeps what failed.
   void add(const Comparison& comparison);
