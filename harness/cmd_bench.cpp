@@ -214,9 +214,10 @@ class Bench {
     cache->truncate(depth);
     check();
     if (r.status == Status::passed) {
-      decoder_->forward(step.input);  // the oracle ran before: wakes the threads
-      cache->truncate(depth);
-      profile(r, step.input, workload(B, 1, depth + 1), concat("decode, batch ", B, ", depth ", depth));
+      for (int i = 0; i < kProfiledSteps; ++i) {
+        cache->truncate(depth);
+        profile(r, step.input, workload(B, 1, depth + 1), concat("decode, batch ", B, ", depth ", depth));
+      }
     }
     r.coverage =
         concat("one step at depth ", depth, ": every op alone and all layers together, before and after timing");
@@ -230,14 +231,21 @@ class Bench {
  private:
   static constexpr std::int64_t kCheckedTokens = 4;
 
-  /// One more step, by op. Never among the samples: being watched makes it slower.
+  /// A decode step is over before the threads that slept while the oracle ran are awake: the quickest of a few counts.
+  static constexpr int kProfiledSteps = 3;
+
+  /// One more step, by op; of several of one record the quickest is kept. Never among the samples: being watched makes
+  /// it slower.
   void profile(Record& r, const ForwardInput& input, const Workload& work, std::string what) {
     StepProfile step = profile_step(*decoder_, input, work);
     step.name = r.name;
     step.backend = r.backend;
     step.dtype = r.dtype;
     step.what = std::move(what);
+    const bool again = !profiles_.empty() && profiles_.back().name == r.name;
+    if (again && profiles_.back().total_ns <= step.total_ns) return;
     r.ops = step.by_op();
+    if (again) profiles_.pop_back();
     profiles_.push_back(std::move(step));
   }
 

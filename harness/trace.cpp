@@ -241,7 +241,7 @@ Json trace_of(std::span<const StepProfile> steps) {
             {"cpu", machine().cpu},
             {"isa", machine().isa},
             {"note",
-             "One run of each step beside the measured ones; reading the clock after each op makes it a little slower. "
+             "A run of each step beside the measured ones; reading the clock after each op makes it a little slower. "
              "Every step begins at 0. The first op holds the set-up of the call."}}}};
 }
 

@@ -58,7 +58,7 @@ shows failed FAILED '3 passed, 1 failed' 'a &lt;/script&gt;&lt;b id=injected&gt;
 "$dsv2" check "$source/golden" --json "$work/check.json" >/dev/null
 "$dsv2" report "$work/check.json" "$work/bench.json" --html "$work/both.html"
 open both
-shows both PASSED top1 tiny-mla/decode/cpu 'Run: check.json' 'Run: bench.json' 'What was checked where' 'not run' bad_input
+shows both PASSED top1 'Fastest decode' 'Run: check.json' 'Run: bench.json' 'What was checked where' 'not run' bad_input
 ! grep -oE '(src|href)="?https?:' "$work/both.html" || die "the page loads something from elsewhere"
 
 # A thousand records: a table shows its first rows and offers the rest.

@@ -286,9 +286,8 @@ TEST(Outputs, OneFormAtMostOnStdout) {
   EXPECT_TRUE(fs::is_empty(folder.path()));
 }
 
-TEST(Outputs, ADeviceIsWrittenToAndNotReplaced) {
-  EXPECT_EQ(dsv2("backends --json /dev/null").code, 0);
-  EXPECT_TRUE(fs::is_character_file("/dev/null"));
+// Of /dev/null the same holds; a FIFO is what a test may lose.
+TEST(Outputs, AFifoIsWrittenToAndNotReplaced) {
   const TemporaryFolder folder;
   const fs::path fifo = folder / "fifo";
   ASSERT_EQ(::mkfifo(fifo.c_str(), 0600), 0);
