@@ -71,7 +71,7 @@ std::string cell(const Json& from, const char* pointer) {
   if (value.is_array()) return std::to_string(value.size());
   if (value.is_null() || value.is_object()) return {};
   if (!value.is_string()) return value.dump();
-  const auto text = value.get<std::string>();
+  auto text = value.get<std::string>();
   if (text.find_first_of(",\"\r\n") == std::string::npos) return text;
   std::string quoted = "\"";
   for (const char c : text) quoted += c == '"' ? "\"\"" : std::string(1, c);

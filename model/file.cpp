@@ -1,15 +1,14 @@
 #include "model/file.h"
 
 #include <fcntl.h>
-#include <stdlib.h>
 #include <sys/mman.h>
-
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <cstdlib>
 #include <mutex>
 #include <set>
 #include <system_error>
