@@ -3,6 +3,7 @@
 #include <array>
 #include <cctype>
 #include <functional>
+#include <iomanip>
 #include <span>
 
 #include "harness/outputs.h"
@@ -116,7 +117,7 @@ std::string failures_table(const std::vector<const Json*>& records) {
       const Json& f = first(r);
       if (f.empty()) return "";
       const auto x = number_of(f, key);
-      return x ? concat(*x) : "not finite";
+      return x ? concat(std::setprecision(9), *x) : "not finite";  // what tells two float32 apart
     };
   };
   const std::array columns = {
