@@ -5,10 +5,12 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "harness/report.h"
 #include "harness/roof.h"
 #include "harness/timing.h"
+#include "harness/trace.h"
 #include "model/config.h"
 #include "model/decoder.h"
 #include "model/weights.h"
@@ -50,6 +52,9 @@ class DecoderBench {
   /// the median is faster than the roof.
   Record measure(const DecoderRow& row, int block = 0);
 
+  /// One step of each row measured so far, by op.
+  const std::vector<StepProfile>& profiles() const { return profiles_; }
+
  private:
   class Work;
 
@@ -60,6 +65,7 @@ class DecoderBench {
   MeasuredLimits& limits_;
   DType stored_;  ///< of matrices in memory: what a run reads
   std::unique_ptr<Decoder> decoder_, oracle_;
+  std::vector<StepProfile> profiles_;
 };
 
 }  // namespace dsv2::harness

@@ -9,10 +9,12 @@
 #include "harness/blocks.h"
 #include "harness/command.h"
 #include "harness/flags.h"
+#include "harness/outputs.h"
 #include "harness/pinning.h"
 #include "harness/ranges.h"
 #include "harness/report.h"
 #include "harness/table.h"
+#include "harness/trace.h"
 #include "model/cost.h"
 #include "reference/backend.h"
 
@@ -23,11 +25,12 @@ struct BenchFlags {
   ModelFlags model;
   BackendFlags backend;
   std::vector<std::string> dtypes{"bf16"};
-  std::string prompt = "512", depth, batch = "1", noise, filter, json;
+  std::string prompt = "512", depth, batch = "1", noise, filter;
   std::int64_t generate = 64;
   std::optional<std::int64_t> repetitions, min_samples;
   std::optional<double> time_budget;
   std::optional<std::string> relative_error;
+  OutputFlags outputs;
   bool list = false, pin = false, cold = false;
 };
 
@@ -138,7 +141,7 @@ void print_table(const Report& report, std::ostream& out) {
 /// Measures the rows of every group, in each of several passes over the groups of one dtype, so that between the
 /// blocks of a row lie all the others: a machine that slowly changes its speed shows.
 void measure_all(const BenchFlags& flags, const Config& config, const std::vector<Group>& groups,
-                 MeasuredLimits& limits, Report& report) {
+                 MeasuredLimits& limits, Report& report, std::vector<StepProfile>& profiles) {
   const DecoderBenchOptions bench = bench_options(flags);
   const int block_total = block_count(flags);
   for (const Group& g : groups)
@@ -165,6 +168,8 @@ void measure_all(const BenchFlags& flags, const Config& config, const std::vecto
           if (block == 0) blocks.emplace_back();
           blocks[row++].push_back(decoder ? decoder->measure(r, block) : skipped_row(r, *why));
         }
+        if (decoder && block == 0)
+          profiles.insert(profiles.end(), decoder->profiles().begin(), decoder->profiles().end());
       }
     }
     for (auto& of_row : blocks) report.records.push_back(pool_blocks(std::move(of_row)));
@@ -204,17 +209,19 @@ int run(const BenchFlags& flags) {
                   {"config", Json::parse(config.to_json())},
                   {"weights", flags.model.random() ? concat("random, seed ", flags.model.seed()) : flags.model.model()},
                   {"parameters", {{"total", parameters.total}, {"active", parameters.active}}}};
-  measure_all(flags, config, groups, limits, report);
+  std::vector<StepProfile> profiles;
+  measure_all(flags, config, groups, limits, report, profiles);
   report.limits = limits.of(report.threads);
-  if (!flags.json.empty()) write_output(flags.json, report.to_json().dump(1) + "\n");
-  std::ostream& out = flags.json == "-" ? std::cerr : std::cout;
+  flags.outputs.write(report.to_json());
+  if (flags.outputs.wants("--trace")) flags.outputs.write_other("--trace", dump(trace_of(profiles)));
+  std::ostream& out = flags.outputs.text();
   const MachineLimits& l = report.limits;
   out << flags.model.label() << ": " << si(static_cast<double>(parameters.total), "") << " parameters, "
       << si(static_cast<double>(parameters.active), "") << " active; " << machine().cpu << ", " << machine().isa << ", "
       << report.threads << " threads, reads " << fixed(l.read_bandwidth_gb_s, 1) << " GB/s, f32 peak "
       << fixed(l.peak_f32_gflop_s, 0) << " GFLOP/s\n\n";
   print_table(report, out);
-  if (!flags.json.empty() && flags.json != "-") out << "\nreport: " << flags.json << '\n';
+  if (const std::string files = flags.outputs.files(); !files.empty()) out << '\n' << files << '\n';
   const ExitCode code = report.exit_code();
   if (code == ExitCode::nothing_checked) std::cerr << "dsv2: nothing was measured\n";
   return static_cast<int>(code);
@@ -252,7 +259,8 @@ void add_bench(CLI::App& app, ExitCode& code) {
   sub->add_flag("--pin", flags->pin, "Bind each thread to a core");
   sub->add_option("--filter", flags->filter, "Only rows whose name matches this regular expression");
   sub->add_flag("--list", flags->list, "Print the names of the rows, and measure nothing");
-  sub->add_option("--json", flags->json, "Write the report here (-: stdout)");
+  flags->outputs.add_to(*sub);
+  flags->outputs.add_other(*sub, "--trace", "One prefill and one decode step by op, for ui.perfetto.dev (-: stdout)");
   sub->callback([flags, &code] { code = static_cast<ExitCode>(run(*flags)); });
 }
 

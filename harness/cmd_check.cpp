@@ -12,6 +12,7 @@
 #include "harness/flags.h"
 #include "harness/golden_case.h"
 #include "harness/metamorphic.h"
+#include "harness/outputs.h"
 #include "harness/report.h"
 #include "harness/run_case.h"
 #include "harness/run_op.h"
@@ -27,7 +28,8 @@ struct CheckFlags {
   BackendFlags backend;
   std::vector<std::string> dtypes, ops;
   ModelFlags model;
-  std::string filter, json;
+  std::string filter;
+  OutputFlags outputs;
   bool no_taps = false, bisect = false, metamorphic = false, verbose = false;
 };
 
@@ -110,8 +112,8 @@ int conclude(const CheckFlags& flags, const Report& report, std::ostream& out) {
   out << '\n'
       << count(Status::passed) << " passed, " << count(Status::failed) << " failed, " << count(Status::error)
       << " refused, " << count(Status::skipped) << " skipped";
-  if (!flags.json.empty() && flags.json != "-") out << "; report: " << flags.json;
-  out << '\n';
+  const std::string files = flags.outputs.files();
+  out << (files.empty() ? "" : "; ") << files << '\n';
   return finish(report);
 }
 
@@ -127,7 +129,7 @@ int run_ops(const CheckFlags& flags) {
   report.argv = command_line();
   report.seed = flags.model.seed();
   report.threads = flags.backend.thread_count();
-  std::ostream& out = flags.json == "-" ? std::cerr : std::cout;
+  std::ostream& out = flags.outputs.text();
   out << "seed " << *report.seed << '\n';
   ProgressLine progress("check");
   for (std::size_t i = 0; i < cases.size(); ++i) {
@@ -136,7 +138,7 @@ int run_ops(const CheckFlags& flags) {
     for (const Backend* backend : chosen) report.records.push_back(run.on(*backend, flags.backend.options("f32")));
   }
   progress.clear();
-  if (!flags.json.empty()) write_output(flags.json, report.to_json().dump(1) + "\n");
+  flags.outputs.write(report.to_json());
   print_op_table(report.records, flags.verbose, out);
   return conclude(flags, report, out);
 }
@@ -175,8 +177,8 @@ int run_metamorphic(const CheckFlags& flags) {
   report.seed = flags.model.seed();
   add_metamorphic(
       flags, [&](std::string_view n) { return std::regex_search(n.begin(), n.end(), filter); }, report);
-  if (!flags.json.empty()) write_output(flags.json, report.to_json().dump(1) + "\n");
-  std::ostream& out = flags.json == "-" ? std::cerr : std::cout;
+  flags.outputs.write(report.to_json());
+  std::ostream& out = flags.outputs.text();
   out << "seed " << flags.model.seed() << '\n';
   print_metamorphic(report.records, true, out);
   return finish(report);
@@ -188,7 +190,7 @@ int run_bisect(const CheckFlags& flags) {
   report.argv = command_line();
   report.threads = flags.backend.thread_count();
   report.limits = measure_limits(report.threads);
-  std::ostream& out = flags.json == "-" ? std::cerr : std::cout;
+  std::ostream& out = flags.outputs.text();
   std::vector<Bisected> all;
   const auto judge = [&](const BisectWork& work, const std::string& dtype) {
     for (const Backend* backend : flags.backend.backends()) {
@@ -215,7 +217,7 @@ int run_bisect(const CheckFlags& flags) {
         if (work) judge(*work, dtype);
     }
   }
-  if (!flags.json.empty()) write_output(flags.json, report.to_json().dump(1) + "\n");
+  flags.outputs.write(report.to_json());
   out << verdict(all) << '\n';
   return finish(report);
 }
@@ -258,8 +260,8 @@ int run(const CheckFlags& flags) {
     add_metamorphic(flags, wanted, report);
   }
 
-  if (!flags.json.empty()) write_output(flags.json, report.to_json().dump(1) + "\n");
-  std::ostream& out = flags.json == "-" ? std::cerr : std::cout;
+  flags.outputs.write(report.to_json());
+  std::ostream& out = flags.outputs.text();
   const std::span<const Record> all = report.records;
   print_table(all.first(golden_records), flags.verbose, out);
   if (golden_records < all.size()) {
@@ -284,7 +286,7 @@ void add_check(CLI::App& app, ExitCode& code) {
       ->delimiter(',')
       ->allow_extra_args(false);
   sub->add_option("--filter", flags->filter, "Only cases and entries whose name matches this regular expression");
-  sub->add_option("--json", flags->json, "Write the report here (-: stdout)");
+  flags->outputs.add_to(*sub);
   sub->add_flag("--no-taps", flags->no_taps, "Leave out the comparison of each op alone");
   sub->add_flag("--bisect", flags->bisect,
                 "Where does a decoder first go wrong? Each op against the double reference, alone and accumulated, for "

@@ -1,11 +1,13 @@
 #include <CLI/CLI.hpp>
 #include <iostream>
 #include <random>
+#include <span>
 
 #include "harness/command.h"
 #include "harness/faults.h"
 #include "harness/flags.h"
 #include "harness/generate.h"
+#include "harness/outputs.h"
 #include "harness/report.h"
 #include "harness/table.h"
 #include "harness/taps.h"
@@ -18,8 +20,10 @@ namespace {
 struct SelftestFlags {
   std::int64_t seeds = 200;
   std::uint64_t seed = 0;
-  std::string json;
+  OutputFlags outputs;
 };
+
+constexpr int kThreads = 2;
 
 /// One model with random weights and two calls: a padded prefill of two sequences, then a decode step on its cache. The
 /// double reference's answers are kept, so that many kernels can be held against them.
@@ -30,7 +34,7 @@ class Scenario {
     weights_ = Weights::random(config_, seed, dtype);
     options_.dtype = dtype;
     options_.kv_dtype = dtype;
-    options_.threads = 2;
+    options_.threads = kThreads;
     const auto oracle = reference::backend().create(config_, weights_, options_);
     std::mt19937_64 engine(seed);
     std::uniform_int_distribution<std::int64_t> ids(0, config_.vocab_size - 1);
@@ -49,12 +53,13 @@ class Scenario {
     answer(*oracle, *cache, step_);
   }
 
-  /// The first comparison that fails when every op runs alone on these kernels; nullopt when all pass.
-  std::optional<Comparison> first_failure(const cpu::Kernels& kernels) {
+  /// The first comparison that fails when every op runs alone on these kernels; nullopt when all pass. `book`, if any,
+  /// gets the comparisons up to there.
+  std::optional<Comparison> first_failure(const cpu::Kernels& kernels, Record* book = nullptr) {
     const auto decoder = cpu::create_with_kernels(config_, weights_, options_, kernels);
     const auto empty = decoder->make_cache(kBatch, kTokens), held = decoder->make_cache(before_step_);
-    if (auto c = judge(*decoder, *empty, prefill_, kTokens)) return c;
-    return judge(*decoder, *held, step_, kTokens + 1);
+    if (auto c = judge(*decoder, *empty, prefill_, kTokens, book)) return c;
+    return judge(*decoder, *held, step_, kTokens + 1, book);
   }
 
  private:
@@ -79,15 +84,17 @@ class Scenario {
     in.taps = &work.right;
     oracle.forward(in);
   }
-  std::optional<Comparison> judge(Decoder& decoder, KvCache& cache, Work& work, std::int64_t total) {
+  std::optional<Comparison> judge(Decoder& decoder, KvCache& cache, Work& work, std::int64_t total, Record* book) {
     ForcingSink alone(work.right, config_, dtype_, total);
     ForwardInput in = work.input.input;
     in.cache = &cache;
     in.logits = Logits::all;
     in.taps = &alone;
     decoder.forward(in);
-    for (const Comparison& c : alone.comparisons())
+    for (const Comparison& c : alone.comparisons()) {
+      if (book) book->add(c);
       if (!c.passed) return c;
+    }
     return std::nullopt;
   }
 
@@ -102,14 +109,30 @@ class Scenario {
 constexpr const char* kPresets[] = {"tiny-mha", "tiny-mla"};
 constexpr DType kDtypes[] = {DType::f32, DType::bf16};
 
+/// The record of right kernels on random models of one preset: they must pass.
+Record without_fault(std::string_view preset, DType dtype, std::uint64_t seed, std::int64_t seeds) {
+  Record r;
+  r.name = concat("without a fault/", preset, "/cpu/", name(dtype));
+  r.op = "decoder";
+  r.backend = "cpu";
+  r.dtype = r.kv_dtype = name(dtype);
+  r.seed = seed;
+  r.coverage = concat("every op alone, in a prefill and a decode step of ", seeds, " random models");
+  return r;
+}
+
 int run(const SelftestFlags& flags) {
   const std::uint64_t first_seed = flags.seed ? flags.seed : std::random_device{}();
   const cpu::Kernels& kernels = *cpu::find_isa("").kernels;
   set_true_kernels(kernels);
-  const bool to_stdout = flags.json == "-";
-  std::ostream& out = to_stdout ? std::cerr : std::cout;
+  std::ostream& out = flags.outputs.text();
   out << "seed " << first_seed << '\n';
-  Json rows = Json::array();
+  Report report;
+  report.argv = command_line();
+  report.seed = first_seed;
+  report.threads = kThreads;
+  report.limits = measure_limits(kThreads);
+  GateTest test{.faults = {}, .seeds = flags.seeds};
   Table table({"fault", "op", "dtype", "caught by", "located"});
   int missed = 0, mislaid = 0;
   for (const DType dtype : kDtypes) {
@@ -127,46 +150,38 @@ int run(const SelftestFlags& flags) {
       mislaid += caught && !located;
       table.add({std::string(fault.name), std::string(fault.op), std::string(name(dtype)),
                  caught ? caught->name : "NOT CAUGHT", located ? "yes" : "NO"});
-      rows.push_back({{"name", fault.name},
-                      {"op", fault.op},
-                      {"dtype", name(dtype)},
-                      {"caught_by", caught ? Json(caught->name) : Json(nullptr)},
-                      {"located", located},
-                      {"budget_used", caught ? finite_or_null(caught->budget_used) : Json(nullptr)}});
+      test.faults.push_back(
+          {std::string(fault.name), std::string(fault.op), std::string(name(dtype)), std::move(caught), located});
     }
   }
   table.print(out);
 
-  std::int64_t alarms = 0;
   ProgressLine progress("seeds without a fault");
+  for (const DType dtype : flags.seeds > 0 ? std::span(kDtypes) : std::span<const DType>())
+    for (const char* preset : kPresets) report.records.push_back(without_fault(preset, dtype, first_seed, flags.seeds));
   for (std::int64_t i = 0; i < flags.seeds; ++i) {
     progress.show(i, flags.seeds, "");
+    std::size_t control = 0;
     for (const DType dtype : kDtypes)
-      for (const char* preset : kPresets)
-        if (const auto c = Scenario(preset, dtype, first_seed + static_cast<std::uint64_t>(i)).first_failure(kernels)) {
-          ++alarms;
+      for (const char* preset : kPresets) {
+        const std::uint64_t seed = first_seed + static_cast<std::uint64_t>(i);
+        Scenario scenario(preset, dtype, seed);
+        if (const auto c = scenario.first_failure(kernels, &report.records[control++])) {
+          ++test.false_alarms;
           progress.clear();
-          out << "false alarm: " << preset << ' ' << name(dtype) << " --seed "
-              << first_seed + static_cast<std::uint64_t>(i) << ": " << describe(*c) << '\n';
+          out << "false alarm: " << preset << ' ' << name(dtype) << " --seed " << seed << ": " << describe(*c) << '\n';
         }
+      }
   }
   progress.clear();
   out << '\n'
-      << rows.size() << " faults: " << rows.size() - static_cast<std::size_t>(missed) << " rejected, " << missed
-      << " missed, " << mislaid << " blamed on another op; " << flags.seeds << " seeds without a fault: " << alarms
-      << " false alarms\n";
-  const bool good = missed == 0 && mislaid == 0 && alarms == 0;
-  if (!flags.json.empty())
-    write_output(flags.json, Json{{"schema_version", kReportSchemaVersion},
-                                  {"argv", command_line()},
-                                  {"seed", first_seed},
-                                  {"faults", rows},
-                                  {"seeds", flags.seeds},
-                                  {"false_alarms", alarms},
-                                  {"status", good ? "passed" : "failed"}}
-                                     .dump(1) +
-                                 "\n");
-  return static_cast<int>(good ? ExitCode::passed : ExitCode::wrong);
+      << test.faults.size() << " faults: " << test.faults.size() - static_cast<std::size_t>(missed) << " rejected, "
+      << missed << " missed, " << mislaid << " blamed on another op; " << flags.seeds
+      << " seeds without a fault: " << test.false_alarms << " false alarms\n";
+  report.gate_test = std::move(test);
+  flags.outputs.write(report.to_json());
+  if (const std::string files = flags.outputs.files(); !files.empty()) out << files << '\n';
+  return static_cast<int>(report.exit_code());
 }
 
 }  // namespace
@@ -178,7 +193,7 @@ void add_selftest(CLI::App& app, ExitCode& code) {
   sub->add_option("--seeds", flags->seeds, "Random models that must pass without a fault (default 200)")
       ->check(CLI::Range(0, 1000000));
   sub->add_option("--seed", flags->seed, "First seed (default: drawn and printed)");
-  sub->add_option("--json", flags->json, "Write the table here (-: stdout)");
+  flags->outputs.add_to(*sub);
   sub->callback([flags, &code] { code = static_cast<ExitCode>(run(*flags)); });
 }
 

@@ -1,7 +1,5 @@
 #include "harness/error_sets.h"
 
-#include <unistd.h>
-
 #include <cmath>
 #include <map>
 #include <memory>
@@ -9,6 +7,7 @@
 
 #include "harness/generate.h"
 #include "harness/json.h"
+#include "model/file.h"
 
 namespace dsv2::harness {
 namespace {
@@ -169,26 +168,6 @@ std::vector<Record> run_calls(const fs::path& folder, const Json& json, std::spa
   return records;
 }
 
-/// A temporary folder that goes away with its scope.
-class TemporaryFolder {
- public:
-  TemporaryFolder() {
-    std::string pattern = (fs::temp_directory_path() / "dsv2-XXXXXX").string();
-    DSV2_CHECK(::mkdtemp(pattern.data()), pattern, ": cannot be made");
-    path_ = pattern;
-  }
-  ~TemporaryFolder() {
-    std::error_code ignored;
-    fs::remove_all(path_, ignored);
-  }
-  TemporaryFolder(const TemporaryFolder&) = delete;
-  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
-  const fs::path& path() const { return path_; }
-
- private:
-  fs::path path_;
-};
-
 /// Does the message hold one of the words of "a|b|c"?
 bool names_one_of(const std::string& message, const std::string& alternatives) {
   for (std::size_t from = 0; from <= alternatives.size();) {
@@ -204,7 +183,7 @@ void judge_file(Record& r, const fs::path& folder, const fs::path& base, const J
              replaces = require<std::string>(entry, "replaces", source);
   const auto must = require<std::string>(entry, "must", source);
   DSV2_CHECK(must == "error" || must == "ok", source, ": must: expected error or ok, found ", must);
-  const TemporaryFolder copy;
+  const TemporaryPath copy(make_temporary_folder());
   fs::copy(base, copy.path(), fs::copy_options::recursive);
   if (replaces.ends_with(".index.json"))
     fs::rename(copy.path() / "model.safetensors", copy.path() / "model-00001-of-00002.safetensors");

@@ -19,8 +19,11 @@ Json read_json(const std::filesystem::path& file);
 /// A number, or null where it is not finite: JSON has no NaN.
 Json finite_or_null(double value);
 
-/// Writes `text` to `path` ("-": stdout) so that the file appears whole or not at all; missing folders are made. Throws
-/// Error naming the path.
+/// As files hold it: indented, with a line end. Bytes that are no UTF-8 (a file's name) become U+FFFD.
+std::string dump(const Json& json);
+
+/// Writes `text` to `path` ("-": stdout) so that the file appears whole or not at all; missing folders are made. What
+/// is there and no regular file (/dev/null, a FIFO) is written to as it is. Throws Error naming the path.
 void write_output(const std::filesystem::path& path, std::string_view text);
 
 /// The value under `key` of object `json` as T; throws Error naming source and key when it is missing or of another

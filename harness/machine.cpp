@@ -273,6 +273,7 @@ MachineLimits measure_limits(int threads) {
       limits.peak_int8_gflop_s = std::max(*limits.peak_int8_gflop_s, peak(dot_int8_avx512, threads));
   }
 #endif
+  reset_peak_memory();  // the buffers above are no part of what is measured next
   return limits;
 }
 

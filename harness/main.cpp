@@ -4,10 +4,12 @@
 #include <string>
 
 #include "harness/command.h"
+#include "harness/interrupt.h"
 #include "harness/version.h"
 
 int main(int argc, char** argv) {
   using dsv2::harness::ExitCode;
+  dsv2::harness::clean_up_when_interrupted();
   CLI::App app{"The DeepSeek-V2 decoder, checked and measured"};
   app.name("dsv2");
   app.set_version_flag("--version", dsv2::harness::version_line());

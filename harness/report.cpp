@@ -5,6 +5,7 @@
 #include <ctime>
 #include <numeric>
 
+#include "harness/op_names.h"
 #include "harness/version.h"
 
 namespace dsv2::harness {
@@ -17,6 +18,24 @@ Json value_or_null(const std::optional<T>& value) {
   if (!value) return nullptr;
   if constexpr (std::is_floating_point_v<T>) return finite_or_null(*value);
   return *value;
+}
+
+/// The larger share of a bound; what is not a number is the largest.
+double worse(double a, double b) { return a >= b || std::isnan(a) ? a : b; }
+
+/// Rounded up to a thousandth, which keeps reports small and 1.0001 above 1.
+Json share_json(double share) { return finite_or_null(std::ceil(share * 1000) / 1000); }
+
+Json budgets_json(const Record& r) {
+  Json ops = Json::object(), layers = Json::object();
+  for (const auto& [op, share] : r.budget_by_op) ops[op] = share_json(share);
+  for (const auto& [layer, share] : r.budget_by_layer) layers[std::to_string(layer)] = share_json(share);
+  return {{"by_op", std::move(ops)}, {"by_layer", std::move(layers)}};
+}
+
+Json op_json(const OpTime& o) {
+  return {{"name", o.name},       {"op", text_or_null(o.op)}, {"count", o.count},
+          {"time_ns", o.time_ns}, {"flops", o.flops},         {"bytes", bytes_json(o.bytes)}};
 }
 
 Json comparison_json(const Comparison& c) {
@@ -45,6 +64,10 @@ Json sampling_json(const Sampling& s) {
 
 }  // namespace
 
+Json bytes_json(const Bytes& bytes) {
+  return {{"weights", bytes.weights}, {"kv", bytes.kv}, {"activations", bytes.activations}};
+}
+
 std::string_view name(Status s) {
   constexpr std::string_view kNames[] = {"passed", "failed", "skipped", "error"};
   return kNames[static_cast<std::size_t>(s)];
@@ -52,6 +75,12 @@ std::string_view name(Status s) {
 
 void Record::add(const Comparison& c) {
   ++compared;
+  if (const OpName of = op_of_tensor(c.name); !of.op.empty()) {
+    auto by = std::find_if(budget_by_op.begin(), budget_by_op.end(), [&](const auto& b) { return b.first == of.op; });
+    if (by == budget_by_op.end()) by = budget_by_op.insert(by, {of.op, 0.0});
+    by->second = worse(by->second, c.budget_used);
+    if (of.layer) budget_by_layer[*of.layer] = worse(budget_by_layer[*of.layer], c.budget_used);
+  }
   if (worst.empty() || c.budget_used > budget_used) {
     worst = c.name;
     budget_used = c.budget_used;
@@ -107,9 +136,9 @@ Json Record::to_json() const {
                            {"passed", s.passed},
                            {"local", value_or_null(s.local)},
                            {"accumulated", value_or_null(s.accumulated)}});
+  j["budgets"] = budgets_json(*this);
   j["flops"] = value_or_null(flops);
-  j["bytes"] =
-      bytes ? Json{{"weights", bytes->weights}, {"kv", bytes->kv}, {"activations", bytes->activations}} : Json(nullptr);
+  j["bytes"] = bytes ? bytes_json(*bytes) : Json(nullptr);
   j["kv_bytes"] = value_or_null(kv_bytes);
   j["resident_memory_bytes"] = value_or_null(resident_memory_bytes);
   j["peak_memory_bytes"] = value_or_null(peak_memory_bytes);
@@ -130,7 +159,15 @@ Json Record::to_json() const {
   j["gb_s"] = timed && bytes ? finite_or_null(bytes->total() / median_ns()) : Json(nullptr);
   j["share_of_roof"] = timed ? value_or_null(share_of_roof) : Json(nullptr);
   j["roof"] = timed ? text_or_null(roof) : Json(nullptr);
+  j["ops"] = Json::array();
+  if (timed)
+    for (const OpTime& o : ops) j["ops"].push_back(op_json(o));
   return j;
+}
+
+bool GateTest::passed() const {
+  return false_alarms == 0 &&
+         std::all_of(faults.begin(), faults.end(), [](const FaultResult& f) { return f.caught_by && f.located; });
 }
 
 Json Report::to_json() const {
@@ -174,6 +211,18 @@ Json Report::to_json() const {
   }
   j["totals"] = totals;
   j["records"] = rows;
+  if (gate_test) {
+    j["faults"] = Json::array();
+    for (const FaultResult& f : gate_test->faults)
+      j["faults"].push_back({{"name", f.name},
+                             {"op", f.op},
+                             {"dtype", f.dtype},
+                             {"caught_by", f.caught_by ? Json(f.caught_by->name) : Json(nullptr)},
+                             {"located", f.located},
+                             {"budget_used", f.caught_by ? finite_or_null(f.caught_by->budget_used) : Json(nullptr)}});
+    j["seeds"] = gate_test->seeds;
+    j["false_alarms"] = gate_test->false_alarms;
+  }
   j["exit_code"] = static_cast<int>(exit_code());
   return j;
 }
@@ -182,9 +231,9 @@ ExitCode Report::exit_code() const {
   const auto any = [&](Status s) {
     return std::any_of(records.begin(), records.end(), [&](const Record& r) { return r.status == s; });
   };
-  if (any(Status::failed)) return ExitCode::wrong;
+  if (any(Status::failed) || (gate_test && !gate_test->passed())) return ExitCode::wrong;
   if (any(Status::error)) return ExitCode::bad_input;
-  return any(Status::passed) ? ExitCode::passed : ExitCode::nothing_checked;
+  return any(Status::passed) || gate_test ? ExitCode::passed : ExitCode::nothing_checked;
 }
 
 Json read_report(const std::filesystem::path& file) {

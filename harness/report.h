@@ -4,9 +4,11 @@
 #include <chrono>
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "harness/command.h"
@@ -40,6 +42,17 @@ struct OpShare {
   std::optional<double> local, accumulated;  ///< absent: not compared
 };
 
+/// One op of a profiled step (harness/trace.h), added up over the layers.
+struct OpTime {
+  std::string name;        ///< "self_attn.o_proj"
+  std::string op;          ///< the project's name of the kernel: "linear"; empty where Cost has none
+  std::int64_t count = 0;  ///< layers that have it; 1 for what surrounds them
+  std::int64_t time_ns = 0;
+  double flops = 0;
+  Bytes bytes = {};
+};
+Json bytes_json(const Bytes& bytes);
+
 /// Correctness, FLOPs, bytes and time of the same work at the same shape. Speeds derive from the samples when the
 /// record is written, and are null unless status is passed.
 struct Record {
@@ -71,13 +84,32 @@ struct Record {
   std::optional<Sampling> sampling;   ///< how the samples came about
   std::optional<double> noise_floor;  ///< largest relative difference of medians between repeats of the measurement
   std::optional<double> share_of_roof;
-  std::string roof;  ///< what that share refers to
+  std::string roof;         ///< what that share refers to
+  std::vector<OpTime> ops;  ///< of one more sample, by op, slowed a little by being watched; empty when not profiled
+
+  /// Worst share of a bound by op, and by layer, in the order met.
+  std::vector<std::pair<std::string, double>> budget_by_op;
+  std::map<std::int64_t, double> budget_by_layer;
 
   /// Books one comparison: status becomes passed or failed, and failures keeps what failed.
   void add(const Comparison& comparison);
   double median_ns() const;
   Quartiles quartiles_ns() const;  ///< throws Error without samples
   Json to_json() const;
+};
+
+/// One wrong kernel of selftest, in one dtype.
+struct FaultResult {
+  std::string name, op, dtype;
+  std::optional<Comparison> caught_by;  ///< the first comparison that rejected it
+  bool located = false;                 ///< an error in `op` could show first there
+};
+
+/// What selftest found: is the gate itself to be trusted?
+struct GateTest {
+  std::vector<FaultResult> faults;
+  std::int64_t seeds = 0, false_alarms = 0;  ///< right kernels on this many random models, and rejections of them
+  bool passed() const;
 };
 
 struct Report {
@@ -88,9 +120,11 @@ struct Report {
   bool pinned = false;  ///< each thread to a core of its own
   Json model;           ///< config and checkpoint identity; null for check, whose records name their cases
   std::vector<Record> records;
+  std::optional<GateTest> gate_test;
 
   Json to_json() const;
-  /// passed, wrong, bad_input or nothing_checked, from the records' states: a failure outweighs a refused input.
+  /// passed, wrong, bad_input or nothing_checked, from the records' states and the gate's test: a failure outweighs a
+  /// refused input.
   ExitCode exit_code() const;
 };
 

@@ -8,7 +8,11 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <cstdlib>
+#include <mutex>
+#include <set>
 #include <system_error>
+#include <utility>
 
 #include "model/error.h"
 
@@ -68,17 +72,66 @@ MappedFile::~MappedFile() {
   if (data_) ::munmap(const_cast<std::byte*>(data_), size_);
 }
 
-AtomicFile::AtomicFile(const std::filesystem::path& path) : path_(path) {
+namespace {
+
+/// Every TemporaryPath alive. Never destroyed: a signal may come while static objects are.
+struct Temporaries {
+  std::mutex mutex;
+  std::set<std::filesystem::path> paths;
+};
+Temporaries& temporaries() {
+  static auto* const all = new Temporaries;
+  return *all;
+}
+
+std::filesystem::path beside(std::filesystem::path path) {
   static std::atomic<int> serial{0};
-  temporary_ = path;
-  temporary_ += concat(".", ::getpid(), ".", serial++, ".tmp");
-  fd_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
-  DSV2_CHECK(fd_ >= 0, path_.string(), ": cannot be created: ", reason());
+  path += concat(".", ::getpid(), ".", serial++, ".tmp");
+  return path;
+}
+
+}  // namespace
+
+TemporaryPath::TemporaryPath(std::filesystem::path path) : path_(std::move(path)) {
+  const std::lock_guard lock(temporaries().mutex);
+  temporaries().paths.insert(path_);
+}
+
+TemporaryPath::~TemporaryPath() {
+  if (!held_) return;
+  std::error_code ignored;
+  std::filesystem::remove_all(path_, ignored);
+  release();
+}
+
+void TemporaryPath::release() {
+  const std::lock_guard lock(temporaries().mutex);
+  temporaries().paths.erase(path_);
+  held_ = false;
+}
+
+void remove_temporaries() {
+  temporaries().mutex.lock();  // and never unlocked
+  std::error_code ignored;
+  for (const auto& path : temporaries().paths) std::filesystem::remove_all(path, ignored);
+}
+
+std::filesystem::path make_temporary_folder() {
+  std::string name = (std::filesystem::temp_directory_path() / "dsv2-XXXXXX").string();
+  DSV2_CHECK(::mkdtemp(name.data()), name, ": cannot be made: ", reason());
+  return name;
+}
+
+AtomicFile::AtomicFile(const std::filesystem::path& path) : path_(path), temporary_(beside(path)) {
+  fd_ = ::open(temporary_.path().c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+  if (fd_ >= 0) return;
+  const std::string why = reason();
+  temporary_.release();  // what is there, if anything, is not ours
+  fail(path_.string(), ": cannot be created: ", why);
 }
 
 AtomicFile::~AtomicFile() {
   if (fd_ >= 0) ::close(fd_);
-  if (!temporary_.empty()) ::unlink(temporary_.c_str());
 }
 
 void AtomicFile::write(const void* data, std::size_t bytes) {
@@ -97,8 +150,9 @@ void AtomicFile::commit() {
   const int closed = ::close(fd_);
   fd_ = -1;
   DSV2_CHECK(closed == 0, path_.string(), ": cannot be written: ", reason());
-  DSV2_CHECK(::rename(temporary_.c_str(), path_.c_str()) == 0, path_.string(), ": cannot be replaced: ", reason());
-  temporary_.clear();
+  DSV2_CHECK(::rename(temporary_.path().c_str(), path_.c_str()) == 0, path_.string(),
+             ": cannot be replaced: ", reason());
+  temporary_.release();
 }
 
 void write_text_file(const std::filesystem::path& path, std::string_view text) {

@@ -32,6 +32,29 @@ class MappedFile {
   std::size_t size_ = 0;
 };
 
+/// A path that exists no longer than this object: its end removes what is there, a folder with all that it holds.
+class TemporaryPath {
+ public:
+  explicit TemporaryPath(std::filesystem::path path);
+  ~TemporaryPath();
+  TemporaryPath(const TemporaryPath&) = delete;
+  TemporaryPath& operator=(const TemporaryPath&) = delete;
+
+  const std::filesystem::path& path() const { return path_; }
+  void release();  ///< what is there now stays
+
+ private:
+  std::filesystem::path path_;
+  bool held_ = true;
+};
+
+/// A new, empty folder where the system keeps temporary ones. Throws Error when it cannot be made.
+std::filesystem::path make_temporary_folder();
+
+/// For a process that is about to be ended from outside: removes what every TemporaryPath stands for. From then on
+/// whoever makes or ends a TemporaryPath waits forever, so that nothing new is left either.
+void remove_temporaries();
+
 /// Writes beside `path` and takes its name in commit(), so readers see the old file or the whole new one. Without
 /// commit() nothing is left behind. Throws Error naming the file and the system's reason.
 class AtomicFile {
@@ -45,7 +68,8 @@ class AtomicFile {
   void commit();
 
  private:
-  std::filesystem::path path_, temporary_;
+  std::filesystem::path path_;
+  TemporaryPath temporary_;
   int fd_ = -1;
 };
 

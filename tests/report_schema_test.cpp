@@ -92,6 +92,49 @@ TEST(ReportSchema, ComparisonWithNanIsValid) {
   EXPECT_TRUE(report["records"][0]["failures"][0]["got"].is_null());
 }
 
+TEST(ReportSchema, WhatAStepsOpsAndBudgetsHold) {
+  Record r = timed(Status::skipped);
+  r.ops = {{.name = "lm_head", .op = "lm_head", .count = 1, .time_ns = 5, .flops = 10, .bytes = {1, 2, 3}},
+           {.name = "other", .op = "", .count = 2, .time_ns = 0}};
+  Comparison c;
+  c.count = 1;
+  for (const auto& [tensor, used] :
+       {std::pair{"layers.1.mlp", 0.2}, {"layers.1.mlp", 0.1001}, {"layers.0.mlp", 0.3}, {"lm_head", 0.0}}) {
+    c.name = tensor;
+    c.budget_used = used;
+    r.add(c);
+  }
+  Json report = with({r}).to_json();
+  EXPECT_EQ(complaints(report.dump()), "");
+  const Json& budgets = report["records"][0]["budgets"];
+  EXPECT_EQ(budgets, Json::parse(R"({"by_op": {"mlp": 0.3, "lm_head": 0.0}, "by_layer": {"0": 0.3, "1": 0.2}})"));
+  const Json ops = report["records"][0]["ops"];
+  EXPECT_EQ(ops.size(), 2u);
+
+  c.name = "layers.2.mlp";
+  c.passed = false;
+  c.budget_used = std::numeric_limits<double>::quiet_NaN();
+  r.add(c);
+  c.budget_used = 0.5;
+  r.add(c);
+  report = with({r}).to_json();
+  EXPECT_EQ(complaints(report.dump()), "");
+  EXPECT_TRUE(report["records"][0]["budgets"]["by_op"]["mlp"].is_null()) << "a NaN is worse than any number";
+  EXPECT_TRUE(report["records"][0]["ops"].empty()) << "no time without correctness";
+  report["records"][0]["ops"] = ops;
+  EXPECT_NE(complaints(report.dump()), "");
+}
+
+TEST(ReportSchema, FaultsComeWithTheirSeeds) {
+  Report gate = with({});
+  gate.gate_test = GateTest{.faults = {{"zeros", "linear", "f32", std::nullopt, false}}, .seeds = 1};
+  Json report = gate.to_json();
+  EXPECT_EQ(complaints(report.dump()), "");
+  EXPECT_EQ(report["exit_code"], 1);
+  report.erase("false_alarms");
+  EXPECT_NE(complaints(report.dump()), "");
+}
+
 TEST(ReportSchema, SpeedWithoutCorrectnessIsRefused) {
   const Json good = with({timed(Status::passed)}).to_json();
   ASSERT_EQ(complaints(good.dump()), "");
@@ -132,7 +175,8 @@ TEST(ReportSchema, WhatTheCommandWritesIsValid) {
         concat("check ", golden, "cases/bf16_mla --dtype bf16"),
         concat("check --filter matches_nothing ", golden, "cases"),
         std::string("bench --preset tiny-mha --prompt 4 --depth 0,3 --generate 2 --repetitions 1 --dtype f32,bf16"),
-        std::string("bench --preset tiny-mla --prompt 4 --generate 2 --time-budget 1 --noise --cold")}) {
+        std::string("bench --preset tiny-mla --prompt 4 --generate 2 --time-budget 1 --noise --cold"),
+        std::string("selftest --seeds 1 --seed 1")}) {
     const std::filesystem::path file = folder / "report.json";
     const std::string command = concat(DSV2_BINARY, " ", arguments, " --json ", file.string(), " >/dev/null 2>&1");
     const int ignored = std::system(command.c_str());  // a report is written whatever the outcome
