@@ -103,12 +103,13 @@ class Bisector {
 
     std::map<std::string, BisectOp, std::less<>> ops;
     ForcingSink alone(right, work_.config, stored_, total, weights_.get());
-    forward(*tested_, call, *forced, alone);
+    const bool whole = ran(call, *forced, alone);
     for (const Comparison& c : alone.comparisons()) ops[c.name].local = c;
-    compare_rows(*forced, right_rows, [&](const std::string& tap, const TensorView& got, const TensorView& want) {
-      ops[tap].local = compare_derived(tap, got, want, bound_at(tap, work_.config, stored_, total));
-    });
-    for (const std::string& tap : alone.missing()) {
+    if (whole)
+      compare_rows(*forced, right_rows, [&](const std::string& tap, const TensorView& got, const TensorView& want) {
+        ops[tap].local = compare_derived(tap, got, want, bound_at(tap, work_.config, stored_, total));
+      });
+    for (const std::string& tap : whole ? alone.missing() : std::vector<std::string>()) {
       Comparison& c = ops[tap].local.emplace();
       c.name = tap, c.passed = false, c.budget_used = INFINITY;
       c.reason = "not reported: every backend must tap it";
@@ -116,13 +117,9 @@ class Bisector {
 
     const AccumulatedBound bounds(order, right, work_.config, stored_, total);
     FreeSink free(right, bounds, work_.config, *weights_);
-    try {
-      forward(*tested_, call, *caches.free, free);
-    } catch (const Error& e) {
-      result_.stopped = e;
-    }
+    const bool whole_too = ran(call, *caches.free, free);
     for (const Comparison& c : free.comparisons()) ops[c.name].accumulated = c;
-    if (!result_.stopped)
+    if (whole_too)
       compare_rows(*caches.free, right_rows,
                    [&](const std::string& tap, const TensorView& got, const TensorView& want) {
                      ops[tap].accumulated = compare_derived(tap, got, want, bounds.unit(tap), bounds.words(tap));
@@ -140,6 +137,17 @@ class Bisector {
       op.call = call.id;
       op.tap = tap;
       op.ops = std::exchange(since, {});
+    }
+  }
+
+  /// Runs the tested decoder to its end; false when it throws, which ends the bisection with what was compared so far.
+  bool ran(const BisectWork::Call& call, KvCache& cache, TapSink& sink) {
+    try {
+      forward(*tested_, call, cache, sink);
+      return true;
+    } catch (const Error& e) {
+      if (!result_.stopped) result_.stopped = e;
+      return false;
     }
   }
 
@@ -228,7 +236,7 @@ BisectWork bisect_work(const GoldenCase& golden) {
     for (std::int64_t i = 0; i < golden.config.num_hidden_layers; ++i) {
       const auto part = [&](std::size_t p) {
         std::string tensor = c.cache_from.at(std::string(cache_parts(golden.config)[p].name));
-        if (const auto at = tensor.find("{i}"); at != tensor.npos) tensor.replace(at, 3, std::to_string(i));
+        if (const auto at = tensor.find("{i}"); at != std::string::npos) tensor.replace(at, 3, std::to_string(i));
         return golden.tensor({tensor, std::nullopt});
       };
       call.given.push_back({part(0), part(1)});
@@ -358,6 +366,8 @@ std::string verdict(std::span<const Bisected> all) {
     if (l && (!local || l->local->budget_used > local->local->budget_used)) local = l;
     if (a && (!accumulated || a->accumulated->budget_used > accumulated->accumulated->budget_used)) accumulated = a;
   }
+  for (const Bisected& b : all)
+    if (b.bisection.stopped) return concat("stopped in ", b.record.name, ": ", b.bisection.stopped->what());
   if (!local || !accumulated) return "nothing was compared";
   return concat("no op out of budget: worst ", local->tap, " ", share(local->local), " (teacher-forced), ",
                 accumulated->tap, " ", share(accumulated->accumulated), " (free-running)");

@@ -145,7 +145,7 @@ int run_ops(const CheckFlags& flags) {
 
 /// The properties of the model of --preset or --model, else of two small ones, on every backend.
 void add_metamorphic(const CheckFlags& flags, const Wanted& wanted, Report& report) {
-  const auto check = [&](const std::string& label, const Config& config, std::shared_ptr<const Weights> weights,
+  const auto check = [&](const std::string& label, const Config& config, const std::shared_ptr<const Weights>& weights,
                          const std::string& dtype) {
     const Options options = flags.backend.options(dtype);
     for (const Backend* backend : flags.backend.backends()) {

@@ -23,6 +23,7 @@ constexpr std::int64_t kMorePadding = 3;
 using Rows = std::vector<std::int64_t>;  // per token: the row that stands for it elsewhere; -1: padding
 constexpr std::int64_t kPadding = -1;
 
+/// Those rows of `t`, which has `all_rows` of them, as [n, width]; padding is left out.
 Tensor gather(const TensorView& t, const Rows& rows, std::int64_t all_rows) {
   const std::int64_t width = t.size() / all_rows;
   const auto n = std::count_if(rows.begin(), rows.end(), [](std::int64_t r) { return r != kPadding; });
@@ -37,7 +38,7 @@ Tensor gather(const TensorView& t, const Rows& rows, std::int64_t all_rows) {
   return out;
 }
 
-/// Columns b*T + from.. of [B,T].
+/// Columns from, from + 1, ... of [B,T].
 Tensor columns(const Tensor& t, std::int64_t from, std::int64_t count) {
   const std::int64_t B = t.dim(0), T = t.dim(1);
   Tensor out(DType::i64, {B, count});
@@ -46,10 +47,7 @@ Tensor columns(const Tensor& t, std::int64_t from, std::int64_t count) {
   return out;
 }
 
-Tensor rows_of(const Tensor& t, const Rows& rows) {
-  Tensor out = gather(t.view(), rows, t.dim(0));
-  return out;
-}
+Tensor rows_of(const Tensor& t, const Rows& rows) { return gather(t.view(), rows, t.dim(0)); }
 
 /// A call: ids [B,S], and what may come with them.
 OwnedInput call_of(Tensor ids, Tensor mask = {}, Tensor positions = {}) {
@@ -205,7 +203,7 @@ class Experiment {
 
   /// The second way: a call whose token i (b * S + s) must get what row rows[i] of the answer got. `weights` are those
   /// of the decoder when its experts are in another `order`.
-  void expect_same(std::string what, Decoder& decoder, const OwnedInput& input, KvCache& cache, const Rows& rows,
+  void expect_same(const std::string& what, Decoder& decoder, const OwnedInput& input, KvCache& cache, const Rows& rows,
                    const Answer& answer, Agreement agreement, const std::vector<std::int64_t>& order = {},
                    const Weights* weights = nullptr) {
     RouteSink sink(answer, rows, s.config, weights ? *weights : *s.weights, std::sqrt(2.0), order);

@@ -112,10 +112,10 @@ std::vector<Choice> judge_choices(const TensorView& got, const TensorView& want,
   std::vector<Choice> choices;
   for (std::int64_t n = 0; n < N; ++n) {
     const Ids ids = row(got, n);
-    const bool same = ids == row(want, n);
-    choices.push_back(same                                                    ? Choice::same
-                      : Token(logits, n, slack, config, bias).may_choose(ids) ? Choice::tie
-                                                                              : Choice::other);
+    Choice choice = Choice::same;
+    if (ids != row(want, n))
+      choice = Token(logits, n, slack, config, bias).may_choose(ids) ? Choice::tie : Choice::other;
+    choices.push_back(choice);
   }
   return choices;
 }

@@ -160,7 +160,7 @@ DerivedBound bound_at(std::string_view tap, const Config& config, Precision stor
   const std::int64_t reduction = reduction_length(tap, config, total);
   if (stored.activations == DType::f64) return {DType::f64, reduction, DType::f64};
   DType dtype = is_f32_op(tap) ? DType::f32 : stored.activations;
-  if (tap.find(".cache.") != tap.npos) dtype = stored.kv_cache;
+  if (tap.find(".cache.") != std::string_view::npos) dtype = stored.kv_cache;
   if (tap.ends_with(".attn_output") && unit_roundoff(stored.kv_cache) > unit_roundoff(dtype)) dtype = stored.kv_cache;
   return {dtype, reduction};
 }

@@ -374,6 +374,31 @@ TEST_F(Bisect, GoldenCasesHaveEveryCallAndStep) {
   EXPECT_EQ(r.bisect.size(), b.ops.size());
 }
 
+TEST_F(Bisect, ADecoderThatThrowsIsJudgedUpToThere) {
+  static cpu::Kernels right;
+  right = kernels_;
+  cpu::Kernels wrong = kernels_;
+  wrong.gate_select = [](const cpu::GateParams& p, cpu::Range items) {
+    right.gate_select(p, items);
+    p.topk_idx[items.begin * p.top_k] = -1;  // forced, it becomes a right one; free, the decoder refuses it
+  };
+  const BisectWork work = work_of("tiny-mha");
+  const Bisection b = bisect(work, with(wrong), one_thread());
+  ASSERT_TRUE(b.stopped);
+  ASSERT_NE(b.first_out(), nullptr);
+  EXPECT_EQ(b.first_out()->tap, "layers.1.mlp.gate.topk_idx");
+  EXPECT_EQ(bisect_record(work, "cpu", one_thread(), b).status, Status::failed);
+}
+
+TEST_F(Bisect, ANarrowerCacheHasItsOwnBound) {
+  Options options = one_thread();
+  options.kv_dtype = DType::bf16;
+  for (const char* preset : {"tiny-mha", "tiny-mla"}) {
+    const Bisection b = bisect(work_of(preset), cpu::backend().create, options);
+    ASSERT_EQ(b.first_out(), nullptr) << preset << ' ' << b.first_out()->tap;
+  }
+}
+
 TEST_F(Bisect, TheLineNamesOpIndexCallAndValues) {
   cpu::Kernels wrong = kernels_;
   for (const Fault& fault : faults())
