@@ -213,7 +213,8 @@ class Bench {
  private:
   static constexpr std::int64_t kCheckedTokens = 4;
 
-  Record blank(std::string phase, std::int64_t B, std::optional<std::int64_t> prompt, std::int64_t depth) const {
+  Record blank(std::string phase, std::int64_t B, std::optional<std::int64_t> prompt, std::int64_t depth) {
+    watch_.emplace(flags_.backend.thread_count());
     Record r;
     r.name = concat(flags_.model.label(), "/", phase, "/", backend_.name, "/", dsv2::name(options_.dtype), "/kv_",
                     dsv2::name(options_.kv_dtype), "/b", B, prompt ? concat("/p", *prompt) : concat("/d", depth));
@@ -282,6 +283,7 @@ class Bench {
     r.flops = c.flops;
     r.bytes = c.bytes;
     r.tokens = tokens;
+    r.conditions = watch_->finish();
     r.resident_memory_bytes = resident_memory_bytes();
     r.peak_memory_bytes = peak_memory_bytes();
     if (r.samples_ns.empty()) return;
@@ -299,6 +301,7 @@ class Bench {
   const MachineLimits& limits_;
   TokenSource tokens_;
   std::unique_ptr<Decoder> decoder_, oracle_;
+  std::optional<Watch> watch_;  // over the record being made
   std::optional<double> distinct_;
   Tensor right_hidden_, right_logits_;
   Selection same_experts_;

@@ -14,7 +14,6 @@ namespace dsv2::harness {
 namespace {
 
 constexpr double kBudgetRise = 0.05, kBudgetFactor = 1.25;  // of the bound; of what the base used
-constexpr double kLimitsDiffer = 0.25;                      // of a measured limit: worth a warning
 
 /// At most kBlocks values in place of `samples`: medians of consecutive stretches of about the same length.
 std::vector<double> blocks(const std::vector<double>& samples) {
@@ -38,6 +37,16 @@ double least_p(std::size_t m, std::size_t n) {
   return std::min(1.0, 2 / arrangements);
 }
 
+/// How far the machine's state differed over both runs, as far as the records and `rules` say.
+double state_difference(const TimingPair& pair, const DecisionRules& rules) {
+  double difference = rules.limits_difference;
+  if (const auto& a = pair.base.conditions.fork_join_ns, &b = pair.next.conditions.fork_join_ns; a && b) {
+    const auto [least, most] = std::minmax({(*a)[0], (*a)[1], (*b)[0], (*b)[1]});
+    if (least > 0) difference = std::max(difference, most / least - 1);
+  }
+  return difference;
+}
+
 void set_floor(Decision& d, const TimingPair& pair, const DecisionRules& rules) {
   const bool stored = pair.base.noise_floor && pair.next.noise_floor;
   d.floor = rules.rounds ? kLeastFloorRounds : stored ? kLeastFloorStored : kLeastFloor;
@@ -52,7 +61,7 @@ void set_floor(Decision& d, const TimingPair& pair, const DecisionRules& rules) 
     at_least(t->noise_floor.value_or(0), "stored");
     at_least(drift(t->samples_ns), "drift");
   }
-  at_least(rules.machine_difference, "machine");
+  at_least(rules.limits_difference, "machine");
 }
 
 /// Whether `ratio` lies beyond the band from 1/(1 + width) to 1 + width, on the side where `slower` says.
@@ -71,6 +80,11 @@ Decision measure(const TimingPair& pair, const DecisionRules& rules, double conf
   d.next_values = b.size();
   d.shift = shift_ratio(a, b, confidence);
   set_floor(d, pair, rules);
+  if (!rules.rounds) {  // which meet every state in turn
+    d.waited_share =
+        std::max(pair.base.conditions.waited_share.value_or(0), pair.next.conditions.waited_share.value_or(0));
+    d.state_difference = state_difference(pair, rules);
+  }
   const bool slower = d.shift.ratio > 1;
   if (beyond(d.shift.ratio, d.floor, slower))
     d.p = mann_whitney(scaled(a, slower ? 1 + d.floor : 1 / (1 + d.floor)), b).p;
@@ -84,24 +98,25 @@ std::string too_few(const Decision& d, std::size_t rows, double alpha) {
                 " a side for ", rows, rows == 1 ? " row" : " rows");
 }
 
-void conclude(Decision& d, const TimingPair& pair, const DecisionRules& rules, std::size_t rows) {
-  const double waited = std::max(pair.base.waited_share.value_or(0), pair.next.waited_share.value_or(0));
-  const double margin = std::max(d.floor, rules.max_regression);
+void conclude(Decision& d, const DecisionRules& rules, std::size_t rows) {
+  const double margin = std::max(d.floor, rules.max_regression), widest = std::max(kWidestFloor, rules.max_regression);
   const bool slower = d.shift.ratio > 1, rejected = d.p_corrected < rules.alpha;
-  if (!rules.rounds && waited > kBusyShare) {
-    d.why = concat("the machine was busy: threads waited ", percent(waited), " of their time for a core");
+  if (d.waited_share > kBusyShare) {
+    d.why = "the machine was busy: threads waited for a core";
+  } else if (d.state_difference > kOtherState) {
+    d.why = "the machine was not in one state";
   } else if (rejected && beyond(d.ratio, d.floor, slower) && beyond(d.quick_ratio, d.floor, slower)) {
     d.verdict = slower ? Verdict::slower : Verdict::faster;
     d.beyond = slower && d.ratio > 1 + rules.max_regression;
-  } else if (d.shift.low >= 1 / (1 + margin) && d.shift.high <= 1 + margin) {
+  } else if (margin <= widest && d.shift.low >= 1 / (1 + margin) && d.shift.high <= 1 + margin) {
     d.verdict = Verdict::same;
   } else if (least_p(d.base_values, d.next_values) * static_cast<double>(rows) >= rules.alpha) {
     d.why = too_few(d, rows, rules.alpha);
   } else if (rejected) {
     d.why =
         concat("only the slow part of the samples differs: lower quartiles by a factor of ", fixed(d.quick_ratio, 3));
-  } else if (d.floor > rules.max_regression && !beyond(d.shift.ratio, d.floor, slower)) {
-    d.why = "the difference is within the noise floor, but may be more";
+  } else if (margin > widest) {
+    d.why = concat("the noise floor is wide: ", d.floor_source);
   } else {
     d.why = "the interval reaches over the edge of the noise floor";
   }
@@ -157,7 +172,9 @@ Line read_line(const Json& record, const std::string& label) {
   if (record.contains("seed") && record["seed"].is_number_unsigned()) line.seed = record["seed"].get<std::uint64_t>();
   if (line.status != Status::passed) return line;  // no speed without correctness
   line.timing.noise_floor = number_or_null(record, "noise_floor", where);
-  line.timing.waited_share = number_or_null(record, "waited_share", where);
+  line.timing.conditions.waited_share = number_or_null(record, "waited_share", where);
+  if (record.contains("fork_join_ns") && !record["fork_join_ns"].is_null())
+    line.timing.conditions.fork_join_ns = require<std::array<double, 2>>(record, "fork_join_ns", where);
   if (record.contains("samples_ns")) line.timing.samples_ns = require<std::vector<double>>(record, "samples_ns", where);
   for (const double sample : line.timing.samples_ns)
     DSV2_CHECK(sample > 0, where, ": samples_ns: expected values above 0, found ", sample);
@@ -269,24 +286,15 @@ std::string shown(const Json& value) {
   return text.size() > 80 ? text.substr(0, 77) + "..." : text;
 }
 
-/// Largest relative difference of a limit that both runs measured; names it in `what`.
-double limits_difference(const Json& base, const Json& next, std::string& what) {
-  double most = 0;
-  for (const char* path : {"machine.read_bandwidth_gb_s", "machine.peak_gflop_s.f32", "machine.peak_gflop_s.bf16",
-                           "machine.peak_gflop_s.int8"}) {
-    const Json a = at_path(base, path), b = at_path(next, path);
-    if (!a.is_number() || !b.is_number()) continue;
-    const double x = a.get<double>(), y = b.get<double>();
-    if (!(x > 0 && y > 0)) continue;
-    const double difference = std::max(x / y, y / x) - 1;
-    if (!(difference > most)) continue;
-    most = difference;
-    what = concat(path, ": base ", fixed(x, 1), ", new ", fixed(y, 1));
-  }
-  return most;
+/// Relative difference of a limit that both runs measured; else 0.
+double difference_at(const Json& base, const Json& next, const char* path) {
+  const Json a = at_path(base, path), b = at_path(next, path);
+  if (!a.is_number() || !b.is_number()) return 0;
+  const double x = a.get<double>(), y = b.get<double>();
+  return x > 0 && y > 0 ? std::max(x / y, y / x) - 1 : 0;
 }
 
-/// Sets warnings and rules.machine_difference of `c`.
+/// Sets the warnings and, in the rules of `c`, how far the machine's limits differ.
 void compare_surroundings(const Json& base, const Json& next, RunComparison& c) {
   const auto warn_if_other = [&](const char* path) {
     const Json a = at_path(base, path), b = at_path(next, path);
@@ -302,13 +310,22 @@ void compare_surroundings(const Json& base, const Json& next, RunComparison& c) 
     other |= warn_if_other(path);
   for (const char* path : {"model.name", "model.config", "model.weights", "seed"}) warn_if_other(path);
   if (c.rules.rounds) return;  // each round meets the machine as it is
-  std::string what;
-  const double difference = limits_difference(base, next, what);
-  // Another machine or another compiler measures other limits, and that says nothing about the noise.
-  if (!other) c.rules.machine_difference = difference;
-  if (difference > kLimitsDiffer)
-    c.warnings.push_back(
-        concat(what, other ? "" : ": this machine was not in the same state, and no smaller difference is believed"));
+  double worst = 0;
+  const char* where = nullptr;
+  for (const char* path : {"machine.read_bandwidth_gb_s", "machine.peak_gflop_s.f32", "machine.peak_gflop_s.bf16",
+                           "machine.peak_gflop_s.int8"}) {
+    if (at_path(base, path).is_number() != at_path(next, path).is_number()) warn_if_other(path);
+    const double difference = difference_at(base, next, path);
+    if (difference > worst) {
+      worst = difference;
+      where = path;
+    }
+    if (other) continue;  // another machine or compiler measures other limits: that says nothing about noise
+    c.rules.limits_difference = std::max(c.rules.limits_difference, difference);
+  }
+  if (worst > kOtherState)
+    c.warnings.push_back(concat(where, ": base ", fixed(at_path(base, where).get<double>(), 1), ", new ",
+                                fixed(at_path(next, where).get<double>(), 1)));
 }
 
 ComparedSource source(const Json& report, std::string label) {
@@ -449,6 +466,8 @@ Json row_json(const ComparedRow& row) {
   j["p_corrected"] = value(d.p_corrected);
   j["floor"] = value(finite_or_null(d.floor));
   j["floor_source"] = value(d.floor_source);
+  j["waited_share"] = value(d.waited_share);
+  j["state_difference"] = value(finite_or_null(d.state_difference));
   j["base_values"] = value(d.base_values);
   j["new_values"] = value(d.next_values);
   return j;
@@ -490,7 +509,7 @@ std::vector<Decision> decide(std::span<const TimingPair> pairs, const DecisionRu
   const std::vector<double> corrected = holm(p);
   for (std::size_t i = 0; i < pairs.size(); ++i) {
     decisions[i].p_corrected = corrected[i];
-    conclude(decisions[i], pairs[i], rules, pairs.size());
+    conclude(decisions[i], rules, pairs.size());
   }
   return decisions;
 }
@@ -547,7 +566,7 @@ Json RunComparison::to_json(const std::vector<std::string>& argv) const {
   j["interleave"] = interleave;
   j["alpha"] = rules.alpha;
   j["max_regression"] = rules.max_regression;
-  j["machine_difference"] = finite_or_null(rules.machine_difference);
+  j["limits_difference"] = finite_or_null(rules.limits_difference);
   j["warnings"] = warnings;
   Json totals = {{"faster", 0}, {"slower", 0}, {"same", 0}, {"undecided", 0}, {"regressed", 0}};
   const auto count = [&](std::string_view key) {

@@ -11,7 +11,9 @@
 //   - the ratio of the medians, and that of the lower quartiles, are beyond the floor. Interference only ever adds
 //   time,
 //     so that the quick part of the samples tells slower code from a busier machine (Chen & Revels 2016);
-//   - no other load ran beside either run, where the records say how long their threads waited for a core.
+//   - the machine was in one state: no other load ran beside either run (threads did not wait for a core), an empty
+//     parallel region took about the same time before and after both, and the machine's limits, measured in both runs,
+//     are about the same. Where a report does not say, nothing is concluded from it.
 // The floor is the largest of: the noise floor that the records store (how far repeats of one measurement lay apart);
 // how far the samples of either run drifted; how far the machine's own limits, measured in both runs, differ; and a
 // least value, for what no single process can show (memory layout: Mytkowicz et al. 2009; start-up: Kalibera & Jones
@@ -41,6 +43,11 @@ inline constexpr int kCompareSchemaVersion = 1;
 inline constexpr std::size_t kBlocks = 16;
 /// Least floor: of two runs whose records store one, of two that do not, of alternating rounds.
 inline constexpr double kLeastFloorStored = 0.03, kLeastFloor = 0.05, kLeastFloorRounds = 0.02;
+/// A wider floor shows no two rows the same (unless a larger regression is allowed).
+inline constexpr double kWidestFloor = 0.10;
+/// Relative difference of a measured limit, or of an empty parallel region's time, above which the machine was in
+/// another state, and nothing is decided.
+inline constexpr double kOtherState = 0.25;
 /// Share of the time in which threads wanted a core and did not get it, above which a record decides nothing.
 inline constexpr double kBusyShare = 0.02;
 
@@ -51,7 +58,7 @@ std::string_view name(Verdict);
 struct Timing {
   std::vector<double> samples_ns;     ///< in the order taken; above 0
   std::optional<double> noise_floor;  ///< as the record stores it
-  std::optional<double> waited_share;
+  Conditions conditions;
 };
 
 struct TimingPair {
@@ -59,9 +66,9 @@ struct TimingPair {
 };
 
 struct DecisionRules {
-  double alpha = 0.01;            ///< chance of any wrong FASTER or SLOWER among all rows
-  double max_regression = 0.05;   ///< relative; also the smallest difference that matters, which SAME excludes
-  double machine_difference = 0;  ///< how far the limits measured in the two runs differ
+  double alpha = 0.01;           ///< chance of any wrong FASTER or SLOWER among all rows
+  double max_regression = 0.05;  ///< relative; also the smallest difference that matters, which SAME excludes
+  double limits_difference = 0;  ///< largest of the machine's measured limits between the two runs
   bool rounds = false;  ///< samples are one value a process, taken in turns: independent, no drift to allow for
 };
 
@@ -72,6 +79,8 @@ struct Decision {
   double quick_ratio = 1;                        ///< of the lower quartiles
   ShiftRatio shift;                              ///< with the interval at confidence 1 - alpha / rows
   std::size_t base_values = 0, next_values = 0;  ///< that the test saw
+  double waited_share = 0;                       ///< the larger one
+  double state_difference = 0;  ///< largest among the machine's limits and the times of an empty parallel region
   double floor = 0;
   std::string_view floor_source;  ///< stored, drift, machine or least
   double p = 1, p_corrected = 1;  ///< of the hypothesis that the shift is within the floor

@@ -55,6 +55,7 @@ struct Record {
   std::optional<double> tokens;  ///< processed by one sample, over the batch
   std::vector<std::int64_t> samples_ns;
   std::optional<double> noise_floor;  ///< largest relative difference of medians between repeats of the measurement
+  Conditions conditions;              ///< under which it was timed
   std::optional<double> share_of_roof;
   std::string roof;  ///< what that share refers to
 
