@@ -1,4 +1,5 @@
 #include <CLI/CLI.hpp>
+#include <array>
 #include <cstdlib>
 #include <fstream>
 #include <iostream>
@@ -18,7 +19,8 @@ namespace {
 namespace fs = std::filesystem;
 
 struct CompareFlags {
-  std::vector<std::string> words, binaries;  // two reports, or what `bench` takes; A and B
+  std::vector<std::string> words;                // two reports, or what `bench` takes
+  std::pair<std::string, std::string> binaries;  // A and B; a pair: CLI11 lets a vector eat the -- that follows
   std::string max_regression = "5%", filter, json, markdown;
   int rounds = 0;
   std::optional<std::uint64_t> seed;
@@ -62,7 +64,9 @@ class ScratchFolder {
 class Interleaving {
  public:
   Interleaving(const CompareFlags& flags, std::uint64_t seed)
-      : binaries_(flags.binaries), arguments_(flags.words), rounds_(flags.rounds ? flags.rounds : kRounds) {
+      : binaries_{flags.binaries.first, flags.binaries.second},
+        arguments_(flags.words),
+        rounds_(flags.rounds ? flags.rounds : kRounds) {
     std::mt19937_64 engine(seed);
     for (int round = 0; round < rounds_; ++round) {
       if (round % 2 == 0)
@@ -110,11 +114,12 @@ class Interleaving {
       wrong_ = true;
       throw Crashed{concat(who, describe(end))};
     }
-    DSV2_CHECK(end.code == 0 || end.code == static_cast<int>(ExitCode::wrong), who, describe(end),
-               said.empty() ? "" : ", see above");
+    const auto code = static_cast<ExitCode>(end.code);
+    DSV2_CHECK(code == ExitCode::passed || code == ExitCode::wrong || code == ExitCode::nothing_checked, who,
+               describe(end), said.empty() ? "" : ", see above");
     DSV2_CHECK(fs::exists(report), who, "expected a report, found none: is this dsv2?");
     Json json = read_report(report);
-    if (end.code) {
+    if (code == ExitCode::wrong) {
       wrong_ = true;
       for (const Json& record : json.at("records"))
         if (record.at("status") == "failed")
@@ -132,11 +137,26 @@ class Interleaving {
   };
 
  private:
-  std::vector<std::string> binaries_, arguments_;
+  std::array<std::string, 2> binaries_;
+  std::vector<std::string> arguments_;
   int rounds_;
   std::string order_;
   bool wrong_ = false;
 };
+
+/// Why nothing was compared, in one line.
+std::string nothing_compared(const CompareFlags& flags, const RunComparison& c) {
+  const auto example = [&](bool of_base) -> std::string {
+    for (const ComparedRow& row : c.rows)
+      if (of_base ? row.base_status : row.next_status) return row.name;
+    return "no record";
+  };
+  const std::string both = concat(c.base.label, " and ", c.next.label);
+  if (c.rows.empty()) return concat(both, " have no record", flags.filter.empty() ? "" : " whose name --filter finds");
+  if (!c.any_common())
+    return concat(both, " have no record in common: one has ", example(true), ", the other ", example(false));
+  return concat("no record is passed in both ", both);
+}
 
 int finish(const CompareFlags& flags, const RunComparison& c, ExitCode code) {
   Json json = c.to_json(command_line());
@@ -147,13 +167,9 @@ int finish(const CompareFlags& flags, const RunComparison& c, ExitCode code) {
     c.print_markdown(text);
     write_output(flags.markdown, text.str());
   }
-  c.print(flags.json == "-" || flags.markdown == "-" ? std::cerr : std::cout);
-  if (code == ExitCode::nothing_checked) {
-    const bool both = !c.rows.empty() && !flags.filter.empty();
-    std::cerr << "dsv2: nothing was compared: " << c.base.label << " and " << c.next.label
-              << (both || c.rows.empty() ? " have no record that --filter finds" : " have no passed record in common")
-              << '\n';
-  }
+  if (c.any_common()) c.print(flags.json == "-" || flags.markdown == "-" ? std::cerr : std::cout);
+  if (code == ExitCode::nothing_checked)
+    std::cerr << "dsv2: nothing was compared: " << nothing_compared(flags, c) << '\n';
   return static_cast<int>(code);
 }
 
@@ -171,14 +187,15 @@ int interleave(const CompareFlags& flags) {
   for (const std::string& word : flags.words)
     DSV2_CHECK(word != "--json" && !word.starts_with("--json="),
                "compare --interleave: --json goes before --, not to bench");
-  for (const std::string& binary : flags.binaries) check_executable(binary);
+  check_executable(flags.binaries.first);
+  check_executable(flags.binaries.second);
   const std::uint64_t seed = flags.seed ? *flags.seed : std::random_device{}();
   Interleaving turns(flags, seed);
   std::cerr << "order " << turns.order() << " (--seed " << seed << ")\n";
   try {
     const auto reports = turns.run();
-    RunComparison c =
-        compare_runs(pool_rounds(reports[0]), flags.binaries[0], pool_rounds(reports[1]), flags.binaries[1], options);
+    RunComparison c = compare_runs(pool_rounds(reports[0]), flags.binaries.first, pool_rounds(reports[1]),
+                                   flags.binaries.second, options);
     c.interleave = {{"rounds", turns.rounds()}, {"seed", seed}, {"order", turns.order()}};
     return finish(flags, c, turns.wrong() ? ExitCode::wrong : c.exit_code());
   } catch (const Interleaving::Crashed& crash) {
@@ -199,7 +216,7 @@ void add_compare(CLI::App& app, ExitCode& code) {
   sub->footer("dsv2 compare BASE.json NEW.json, or dsv2 compare --interleave BIN_A BIN_B [OPTIONS] -- ARGS of bench");
   sub->add_option("words", flags->words, "BASE.json NEW.json, as check or bench wrote them with --json");
   sub->add_option("--interleave", flags->binaries, "Run `bench` of two dsv2 binaries in turns, A as the base")
-      ->expected(2);
+      ->allow_extra_args(false);
   sub->add_option("--rounds", flags->rounds, concat("Runs of each binary (default ", kRounds, "; at least 6)"))
       ->check(CLI::Range(6, 1000))
       ->needs("--interleave");
@@ -211,7 +228,7 @@ void add_compare(CLI::App& app, ExitCode& code) {
   sub->add_option("--markdown", flags->markdown, "Write a Markdown table here (-: stdout)");
   sub->callback([flags, &code] {
     DSV2_CHECK(flags->json != "-" || flags->markdown != "-", "compare: --json and --markdown cannot both go to stdout");
-    code = static_cast<ExitCode>(flags->binaries.empty() ? compare_files(*flags) : interleave(*flags));
+    code = static_cast<ExitCode>(flags->binaries.first.empty() ? compare_files(*flags) : interleave(*flags));
   });
 }
 

@@ -58,8 +58,8 @@ void set_floor(Decision& d, const TimingPair& pair, const DecisionRules& rules) 
     d.floor_source = source;
   };
   for (const Timing* t : {&pair.base, &pair.next}) {
-    at_least(t->noise_floor.value_or(0), "stored");
-    at_least(drift(t->samples_ns), "drift");
+    at_least(kFloorFactor * t->noise_floor.value_or(0), "stored");
+    at_least(kFloorFactor * drift(t->samples_ns), "drift");
   }
   at_least(rules.limits_difference, "machine");
 }
@@ -648,10 +648,13 @@ void RunComparison::print_markdown(std::ostream& out) const {
   for (const std::string& line : remarks(*this)) out << "- " << markdown_cell(line) << '\n';
 }
 
+bool RunComparison::any_common() const {
+  return std::any_of(rows.begin(), rows.end(), [](const ComparedRow& r) { return r.base_status && r.next_status; });
+}
+
 ExitCode RunComparison::exit_code() const {
   const auto any = [&](const auto& wanted) { return std::any_of(rows.begin(), rows.end(), wanted); };
-  const bool common = any([](const ComparedRow& r) { return r.base_status && r.next_status; });
-  if (!common) return ExitCode::nothing_checked;
+  if (!any_common()) return ExitCode::nothing_checked;
   if (any([](const ComparedRow& r) { return r.correctness == Correctness::regressed; })) return ExitCode::wrong;
   if (any([](const ComparedRow& r) { return r.decision && r.decision->beyond; })) return ExitCode::slower;
   return any([](const ComparedRow& r) { return r.next_status == Status::passed && r.base_status; })

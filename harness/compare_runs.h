@@ -4,21 +4,24 @@
 // the clock and of whatever else the machine does, and a second run of the same binary starts from another state. A
 // plain test between two runs therefore "finds" differences where there are none. So a row is FASTER or SLOWER only
 // when all of these agree:
-//   - the rank test (Mann & Whitney 1947), not of "no difference" but of "no difference beyond the noise floor",
-//   rejects
-//     at `alpha` after correction for the number of rows (Holm 1979). It sees at most kBlocks values a side, medians of
-//     consecutive stretches: more samples of one process are more of the same, not more evidence;
-//   - the ratio of the medians, and that of the lower quartiles, are beyond the floor. Interference only ever adds
-//   time,
-//     so that the quick part of the samples tells slower code from a busier machine (Chen & Revels 2016);
-//   - the machine was in one state: no other load ran beside either run (threads did not wait for a core), an empty
-//     parallel region took about the same time before and after both, and the machine's limits, measured in both runs,
-//     are about the same. Where a report does not say, nothing is concluded from it.
-// The floor is the largest of: the noise floor that the records store (how far repeats of one measurement lay apart);
-// how far the samples of either run drifted; how far the machine's own limits, measured in both runs, differ; and a
-// least value, for what no single process can show (memory layout: Mytkowicz et al. 2009; start-up: Kalibera & Jones
-// 2013). A row is SAME when the interval of the shift (Hodges & Lehmann 1963, the inverted rank test) lies within the
-// larger of the floor and the regression that is allowed; else UNDECIDED, with the reason.
+// * The rank test (Mann & Whitney 1947) rejects, not "no difference", but "no difference beyond the noise floor", at
+//   `alpha` after correction for the number of rows (Holm 1979). It sees at most kBlocks values a side, medians of
+//   consecutive stretches: more samples of one process are more of the same, not more evidence.
+// * The ratio of the medians and that of the lower quartiles are beyond the floor. Interference only ever adds time,
+//   so the quick part of the samples tells slower code from a busier machine (Chen & Revels 2016).
+// * The machine was in one state: threads did not wait for a core, an empty parallel region took about the same time
+//   before and after the work in both runs, and the limits measured in both runs are about the same. Where a report
+//   does not say, nothing follows from it.
+// The floor is the largest of
+// * kFloorFactor times the noise floor that the records store (how far repeats of one measurement lay apart), and
+//   kFloorFactor times the drift within either run. Both are ranges of a few values, and the difference of two further
+//   runs exceeds the range of three about every third time;
+// * how far the machine's limits, measured in both runs, differ;
+// * a least value, for what one process cannot show: memory layout (Mytkowicz et al. 2009), start-up (Kalibera & Jones
+//   2013).
+// A row is SAME when the interval of the shift (Hodges & Lehmann 1963: the inverted rank test) lies within the larger
+// of the floor and the regression that is allowed, and the floor is narrow enough for that to mean something. It is
+// UNDECIDED otherwise, with the reason.
 #pragma once
 
 #include <cstdint>
@@ -43,6 +46,7 @@ inline constexpr int kCompareSchemaVersion = 1;
 inline constexpr std::size_t kBlocks = 16;
 /// Least floor: of two runs whose records store one, of two that do not, of alternating rounds.
 inline constexpr double kLeastFloorStored = 0.03, kLeastFloor = 0.05, kLeastFloorRounds = 0.02;
+inline constexpr double kFloorFactor = 2;
 /// A wider floor shows no two rows the same (unless a larger regression is allowed).
 inline constexpr double kWidestFloor = 0.10;
 /// Relative difference of a measured limit, or of an empty parallel region's time, above which the machine was in
@@ -139,7 +143,9 @@ struct RunComparison {
   void print(std::ostream& out) const;           ///< a table for people
   void print_markdown(std::ostream& out) const;  ///< the same for a pull request
   std::string summary() const;                   ///< one line of counts
-  /// wrong: a correctness regression; nothing_checked: no row was passed in both; slower: a row beyond max_regression.
+  bool any_common() const;                       ///< whether any row is in both
+  /// wrong: a correctness regression; nothing_checked: no row is in both, or none is passed in both; slower: a row
+  /// beyond max_regression.
   ExitCode exit_code() const;
 };
 
