@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <cstdlib>
 #include <map>
 #include <set>
@@ -390,7 +391,9 @@ std::string interval_text(const Decision& d) {
 
 std::string p_text(double p) {
   if (p >= 0.001) return fixed(p, 3);
-  return p < 1e-9 ? "0.000000001" : concat(p);
+  char text[32];
+  std::snprintf(text, sizeof text, "%.0e", p);
+  return text;
 }
 
 const std::vector<std::string> kColumns = {"verdict", "row", "base", "new", "ratio [interval]", "floor", "p"};
@@ -591,8 +594,9 @@ std::string RunComparison::summary() const {
     return count([v](const ComparedRow& r) { return r.decision && r.verdict() == v; });
   };
   const auto became = [&](Correctness k) { return count([k](const ComparedRow& r) { return r.correctness == k; }); };
+  const auto regressed = became(Correctness::regressed);
   std::string text =
-      concat(became(Correctness::regressed), " correctness regressions; ", decided(Verdict::slower), " slower");
+      concat(regressed, " correctness regression", regressed == 1 ? "; " : "s; ", decided(Verdict::slower), " slower");
   const auto beyond_it = count([](const ComparedRow& r) { return r.decision && r.decision->beyond; });
   if (beyond_it) text += concat(" (", beyond_it, " by more than ", percent(rules.max_regression), ")");
   text += concat(", ", decided(Verdict::faster), " faster, ", decided(Verdict::same), " same, ",

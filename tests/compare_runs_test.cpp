@@ -30,7 +30,7 @@ std::uint64_t drawn_seed() {
 /// white noise, and now and then a sample that is late by up to many times.
 struct Machine {
   double wander, white, late_chance;
-  double memory = 0.95;  ///< of the wandering, from sample to sample
+  double memory = 0.9;  ///< of the wandering, from sample to sample
 };
 constexpr Machine kNoisy{0.04, 0.03, 0.05}, kQuiet{0.004, 0.01, 0.02};
 
