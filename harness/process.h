@@ -1,7 +1,7 @@
 // Child processes, started without a shell and waited for, that do not outlive an interrupted parent.
 #pragma once
 
-#include <signal.h>
+#include <csignal>
 
 #include <filesystem>
 #include <string>
