@@ -116,9 +116,10 @@ class DecoderBench::Work {
         decoder_(*bench.decoder_),
         row_(row),
         tokens_(bench.bench_.seed + 1 + static_cast<std::uint64_t>(block), bench.config_.vocab_size),
-        record_(skipped_row(row, "")) {
+        record_(skipped_row(row, "")),
+        beside_(threads_of(bench)) {
     record_.seed = bench.bench_.seed;
-    record_.threads = bench.backend_.name == reference::backend().name ? 1 : bench.options_.threads;
+    record_.threads = threads_of(bench);
   }
 
   Record prefill() {
@@ -193,6 +194,10 @@ class DecoderBench::Work {
   }
 
  private:
+  static int threads_of(const DecoderBench& bench) {
+    return bench.backend_.name == reference::backend().name ? 1 : bench.options_.threads;
+  }
+
   static constexpr std::int64_t kCheckedTokens = 4;
   static constexpr double kLowPrecisionBound = 0.025;
   static constexpr int kRedraws = 8;  // of a step whose token rounding sends to other experts (tiny models: one in 200)
@@ -354,6 +359,7 @@ class DecoderBench::Work {
     record_.flops = c.flops;
     record_.bytes = c.bytes;
     record_.tokens = static_cast<double>(row_.batch * S);
+    record_.conditions = beside_.finish();
     record_.resident_memory_bytes = resident_memory_bytes();
     record_.peak_memory_bytes = peak_memory_bytes();
     if (record_.samples_ns.empty()) return;
@@ -424,6 +430,7 @@ class DecoderBench::Work {
   Selection same_experts_;  ///< rows that can be compared with the oracle
   Comparison finite_;       ///< over all timed runs
   OutputWatch watch_;
+  Watch beside_;  ///< over the record being made
 };
 
 DecoderBench::DecoderBench(const Config& config, const Backend& backend, std::shared_ptr<const Weights> weights,

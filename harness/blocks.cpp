@@ -37,6 +37,9 @@ void add(Record& all, Record&& block) {
   all.peak_memory_bytes = std::max(all.peak_memory_bytes, block.peak_memory_bytes);
   all.allocator_peak_bytes = std::max(all.allocator_peak_bytes, block.allocator_peak_bytes);
   all.samples_ns.insert(all.samples_ns.end(), block.samples_ns.begin(), block.samples_ns.end());
+  all.conditions.waited_share = std::max(all.conditions.waited_share, block.conditions.waited_share);
+  if (all.conditions.fork_join_ns && block.conditions.fork_join_ns)  // before the first, after the last
+    (*all.conditions.fork_join_ns)[1] = (*block.conditions.fork_join_ns)[1];
   if (!all.sampling || !block.sampling) return;
   ++all.sampling->blocks;
   all.sampling->warm_up_runs += block.sampling->warm_up_runs;

@@ -22,6 +22,7 @@ enum class ExitCode : std::uint8_t {
 void add_backends(CLI::App& app, ExitCode& code);
 void add_bench(CLI::App& app, ExitCode& code);
 void add_check(CLI::App& app, ExitCode& code);
+void add_compare(CLI::App& app, ExitCode& code);
 void add_cost(CLI::App& app, ExitCode& code);
 void add_dump(CLI::App& app, ExitCode& code);
 void add_generate(CLI::App& app, ExitCode& code);

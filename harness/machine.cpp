@@ -19,6 +19,7 @@
 #include <malloc.h>
 #endif
 
+#include "harness/statistics.h"
 #include "model/error.h"
 
 #if defined(__x86_64__)
@@ -216,6 +217,21 @@ void describe_clocks(const std::vector<int>& cpus, Machine& m) {
     if (line.starts_with("cpu MHz")) raise(m.clock_mhz, std::atof(line.c_str() + line.find(':') + 1));
 }
 
+/// Median time of an empty parallel region, in nanoseconds.
+double fork_join(int threads) {
+  constexpr int kRegions = 400;
+  constexpr double kSeconds = 0.02;
+  std::vector<double> samples;
+  const auto start = Clock::now();
+  while (samples.size() < kRegions && (samples.size() < 3 || seconds_since(start) < kSeconds)) {
+    const auto fork = Clock::now();
+#pragma omp parallel num_threads(threads)
+    asm volatile("" ::: "memory");
+    samples.push_back(seconds_since(fork) * 1e9);
+  }
+  return median(std::move(samples));
+}
+
 Machine describe_machine() {
   Machine m;
   std::ifstream in("/proc/cpuinfo");
@@ -295,7 +311,41 @@ void flush_caches(int threads) {
 
 std::int64_t resident_memory_bytes() { return status_line_kib("VmRSS:") * 1024; }
 std::int64_t peak_memory_bytes() { return status_line_kib("VmHWM:") * 1024; }
+
+Watch::CoreTime Watch::core_time() {
+  CoreTime time;
+  std::error_code ignored;
+  for (const auto& task : std::filesystem::directory_iterator("/proc/self/task", ignored)) {
+    std::int64_t ran = 0, waited = 0;
+    if (!(std::ifstream(task.path() / "schedstat") >> ran >> waited)) continue;
+    time.ran_ns += ran;
+    time.waited_ns += waited;
+  }
+  std::string cpu;
+  std::int64_t user = 0, nice = 0, system = 0, idle = 0, iowait = 0, irq = 0, softirq = 0, steal = 0;
+  std::ifstream stat("/proc/stat");
+  if (time.ran_ns > 0 && stat >> cpu >> user >> nice >> system >> idle >> iowait >> irq >> softirq >> steal)
+    time.waited_ns += steal * (1'000'000'000 / ::sysconf(_SC_CLK_TCK));
+  return time;
+}
+
+Watch::Watch(int threads) : threads_(threads) {
+  if (threads > 1) fork_join_ns_ = fork_join(threads);
+  start_ = core_time();
+}
+
+Conditions Watch::finish() const {
+  Conditions seen;
+  const CoreTime now = core_time();
+  const double ran = static_cast<double>(now.ran_ns - start_.ran_ns),
+               waited = std::max(0.0, static_cast<double>(now.waited_ns - start_.waited_ns));
+  if (ran > 0) seen.waited_share = waited / (ran + waited);
+  if (threads_ > 1) seen.fork_join_ns = {fork_join_ns_, fork_join(threads_)};
+  return seen;
+}
+
 void reset_peak_memory() { std::ofstream("/proc/self/clear_refs") << '5'; }
+
 std::optional<std::int64_t> allocator_bytes() {
 #if defined(__GLIBC__) && __GLIBC_PREREQ(2, 33)
   const auto m = mallinfo2();

@@ -1,6 +1,7 @@
 // The machine that a report was made on, and what it can do at best.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -43,6 +44,34 @@ void flush_caches(int threads);
 /// Memory of this process now, and at its highest since reset_peak_memory(): VmRSS and VmHWM.
 std::int64_t resident_memory_bytes();
 std::int64_t peak_memory_bytes();
+/// What else went on while something was measured: two measurements can be compared where it was nothing, and the same.
+struct Conditions {
+  /// Of the time in which this process's threads wanted a core (theirs, or what the hypervisor took from the machine),
+  /// the share in which they waited for one. Above a percent or so another load ran beside the measurement.
+  std::optional<double> waited_share;
+  /// Median time of an empty parallel region, before and after. It jumps when cores are shared, or when a virtual
+  /// machine's cores move apart on the host, as small parallel ops then do. Absent for one thread.
+  std::optional<std::array<double, 2>> fork_join_ns;
+};
+
+/// Observes from its construction to finish(); both take a few milliseconds at most, 20 ms where cores are shared.
+class Watch {
+ public:
+  explicit Watch(int threads);
+  Conditions finish() const;
+
+ private:
+  /// Summed over threads since the process started; zeros where the kernel does not say.
+  struct CoreTime {
+    std::int64_t ran_ns = 0, waited_ns = 0;
+  };
+  static CoreTime core_time();
+
+  int threads_;
+  double fork_join_ns_ = 0;
+  CoreTime start_;
+};
+
 /// Starts the high-water mark anew where the kernel allows it (/proc/self/clear_refs).
 void reset_peak_memory();
 /// What glibc's malloc holds of the system's memory now: tensors, caches, packed weights, and what was freed but not

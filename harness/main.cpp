@@ -19,6 +19,7 @@ int main(int argc, char** argv) {
   ExitCode code = ExitCode::passed;
   dsv2::harness::add_check(app, code);
   dsv2::harness::add_bench(app, code);
+  dsv2::harness::add_compare(app, code);
   dsv2::harness::add_report(app, code);
   dsv2::harness::add_cost(app, code);
   dsv2::harness::add_init(app, code);

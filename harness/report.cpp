@@ -153,6 +153,8 @@ Json Record::to_json() const {
   }
   j["sampling"] = timed && sampling ? sampling_json(*sampling) : Json(nullptr);
   j["noise_floor"] = timed ? value_or_null(noise_floor) : Json(nullptr);
+  j["waited_share"] = timed ? value_or_null(conditions.waited_share) : Json(nullptr);
+  j["fork_join_ns"] = timed ? value_or_null(conditions.fork_join_ns) : Json(nullptr);
   j["prefill_tokens_per_s"] = rate("prefill");
   j["decode_tokens_per_s"] = rate("decode");
   j["gflop_s"] = timed && flops ? finite_or_null(*flops / median_ns()) : Json(nullptr);

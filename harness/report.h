@@ -83,6 +83,7 @@ struct Record {
   std::vector<std::int64_t> samples_ns;
   std::optional<Sampling> sampling;   ///< how the samples came about
   std::optional<double> noise_floor;  ///< largest relative difference of medians between repeats of the measurement
+  Conditions conditions;              ///< under which it was timed
   std::optional<double> share_of_roof;
   std::string roof;         ///< what that share refers to
   std::vector<OpTime> ops;  ///< of one more sample, by op, slowed a little by being watched; empty when not profiled
