@@ -276,12 +276,14 @@ class DecoderBench::Work {
     in.cache = right_cache.get();
     in.taps = &everything;
     Tensor right = std::move(bench_.oracle_->forward(in).logits);
-    ForcingSink alone(everything, bench_.config_, {kept(o.dtype), kept(o.kv_dtype)}, row_.depth + 1);
+    ForcingSink alone(everything, bench_.config_, {kept(o.dtype), kept(o.kv_dtype)}, row_.depth + 1,
+                      bench_.weights_.get());
     in.cache = &cache;
     in.taps = &alone;
     decoder_.forward(in);
     cache.truncate(row_.depth);
     for (const Comparison& c : alone.comparisons()) record_.add(c);
+    record_.ties += alone.ties();
 
     RecordingSink routes(is_router_tap);
     step.input.taps = &routes;
@@ -440,13 +442,14 @@ DecoderBench::DecoderBench(const Config& config, const Backend& backend, std::sh
       options_(options),
       bench_(bench),
       limits_(limits),
-      stored_(stored_dtype(config, *weights, options.dtype)) {
+      weights_(std::move(weights)),
+      stored_(stored_dtype(config, *weights_, options.dtype)) {
   reset_peak_memory();
-  decoder_ = backend.create(config, weights, options);
+  decoder_ = backend.create(config, weights_, options);
   Options judge;
   const bool itself = backend.name == reference::backend().name;
   if (itself) judge.accumulate = options.accumulate == DType::f64 ? DType::f32 : DType::f64;
-  oracle_ = reference::backend().create(config, std::move(weights), judge);
+  oracle_ = reference::backend().create(config, weights_, judge);
 }
 
 Record DecoderBench::measure(const DecoderRow& row, int block) {

@@ -63,6 +63,7 @@ class DecoderBench {
   Options options_;
   const DecoderBenchOptions& bench_;
   MeasuredLimits& limits_;
+  std::shared_ptr<const Weights> weights_;
   DType stored_;  ///< of matrices in memory: what a run reads
   std::unique_ptr<Decoder> decoder_, oracle_;
   std::vector<StepProfile> profiles_;

@@ -87,7 +87,7 @@ class Scenario {
     oracle.forward(in);
   }
   std::optional<Comparison> judge(Decoder& decoder, KvCache& cache, Work& work, std::int64_t total, Record* book) {
-    ForcingSink alone(work.right, config_, dtype_, total);
+    ForcingSink alone(work.right, config_, dtype_, total, weights_.get());
     ForwardInput in = work.input.input;
     in.cache = &cache;
     in.logits = Logits::all;
