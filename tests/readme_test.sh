@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Runs what harness/README.md and README.md show, and the shell steps of harness/examples/gate.yml; follows their links.
+# shellcheck disable=SC2016  # backticks of Markdown
 # usage: readme_test.sh DSV2 SOURCE_DIR WORK_DIR
 #
 # Each sh block of harness/README.md is run in order, in one shell with set -e, with MODEL=tiny-mla in place of the
@@ -60,6 +61,7 @@ checkout "$work/checkout"
 cd "$work/checkout"
 shell_blocks "$source/harness/README.md" >"$work/harness.sh"
 if ! dsv2 bench --help | grep -q -- ' --op '; then
+  echo "left out: dsv2 bench --op, which this dsv2 does not have"
   sed -i '/^dsv2 bench --op /s/^/# /' "$work/harness.sh"
 fi
 (($(grep -c 'dsv2 ' "$work/harness.sh") >= 15)) || die "harness/README.md: its sh blocks were not found"
@@ -94,6 +96,8 @@ done < <(sed -n 's/^| `\([a-z_]*\)`.*/\1/p' "$source/harness/README.md")
 
 # ---- harness/examples/gate.yml
 workflow=$source/harness/examples/gate.yml
+excerpt=$(sed -n '/^```yaml$/,/^```$/p' "$source/harness/README.md" | grep -v '^```')
+[[ -n $excerpt && $(<"$workflow") == *"$excerpt"* ]] || die "harness/README.md: its excerpt of gate.yml is not in gate.yml"
 # Each step's script as NN.sh, its condition as NN.if.
 awk -v folder="$work/steps" '
   BEGIN { system("mkdir -p " folder) }
@@ -134,7 +138,7 @@ chmod +x "$work"/stubs/*
 # gate FOLDER: the job in a checkout, as on main: its result, and the first step that failed. A cached base is the
 # folder `base`.
 gate() {
-  local step failed='' path=$work/stubs:$PATH line
+  local step line code failed='' path=$work/stubs:$PATH
   cd "$1"
   : >path
   for step in "${steps[@]}"; do
@@ -143,25 +147,31 @@ gate() {
     : >path
     : >summary
     env PATH="$path" GITHUB_PATH="$PWD/path" GITHUB_STEP_SUMMARY="$PWD/summary" \
-      bash --noprofile --norc -eo pipefail "$step" >>log 2>&1 || : "${failed:=$(basename "$step" .sh) with exit code $?}"
+      bash --noprofile --norc -eo pipefail "$step" >>log 2>&1 || {
+      code=$?
+      failed=${failed:-$(basename "$step" .sh) with exit code $code}
+    }
     cat summary >>summaries
   done
   cd "$work"
-  [[ -z $failed ]] || { echo "step $failed" && return 1; }
+  [[ -z $failed ]] || {
+    echo "step $failed"
+    return 1
+  }
 }
 has() { grep -q -- "$2" "$1" || die "gate.yml: $1 does not have: $2"; }
 
 checkout "$work/gate"
-failed=$(gate "$work/gate") || die "gate.yml, first run: $failed failed: $(tail -n 5 "$work/gate/log")"
+failed=$(gate "$work/gate") || die "gate.yml, first run: $failed: $(tail -n 5 "$work/gate/log")"
 reports=$work/gate/build/release/reports
 has "$work/gate/log" 'no base report yet'
 has "$work/gate/summaries" 'dsv2 bench'
 for file in check.json check.xml bench.json bench.xml page.html; do [[ -s $reports/$file ]] || die "gate.yml: no $file"; done
 cmp -s "$reports/bench.json" "$work/gate/base/bench.json" || die "gate.yml: the base was not kept"
 
-failed=$(gate "$work/gate") || die "gate.yml, with a base: $failed failed: $(tail -n 5 "$work/gate/log")"
+failed=$(gate "$work/gate") || die "gate.yml, with a base: $failed: $(tail -n 5 "$work/gate/log")"
 has "$reports/compare/compare.json" '"verdict"'
-has "$work/gate/summaries" 'dsv2 compare'
+has "$work/gate/summaries" 'correctness regressions'
 
 # A wrong expectation: the job fails with the check, the page is made all the same, and there is no new base.
 checkout "$work/wrong"
