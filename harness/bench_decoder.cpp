@@ -378,7 +378,7 @@ class DecoderBench::Work {
       reset_peak_memory();  // of what measuring took
     }
     if (why) record_.add(failed("time", std::move(*why)));
-    const Roof roof = harness::roof(c.flops, c.bytes, bench_.options_.dtype, bench_.limits_.of(threads));
+    const Roof roof = roof_above(record_.median_ns(), c.flops, c.bytes, bench_.options_.dtype, bench_.limits_, threads);
     record_.share_of_roof = roof.ns / record_.median_ns();
     record_.roof = roof.what;
   }

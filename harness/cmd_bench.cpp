@@ -6,6 +6,7 @@
 #include <set>
 
 #include "harness/bench_decoder.h"
+#include "harness/bench_op.h"
 #include "harness/blocks.h"
 #include "harness/command.h"
 #include "harness/flags.h"
@@ -24,7 +25,7 @@ namespace {
 struct BenchFlags {
   ModelFlags model;
   BackendFlags backend;
-  std::vector<std::string> dtypes{"bf16"};
+  std::vector<std::string> dtypes, ops;
   std::string prompt = "512", depth, batch = "1", noise, filter;
   std::int64_t generate = 64;
   std::optional<std::int64_t> repetitions, min_samples;
@@ -102,7 +103,7 @@ std::vector<Group> plan(const BenchFlags& flags) {
                                 flags.cold);
     if (std::regex_search(row.name, filter) && names.insert(row.name).second) group.rows.push_back(std::move(row));
   };
-  for (const std::string& dtype : flags.dtypes)
+  for (const std::string& dtype : flags.dtypes.empty() ? std::vector<std::string>{"bf16"} : flags.dtypes)
     for (const Backend* backend : flags.backend.backends())
       for (Options options : flags.backend.every_options(dtype)) {
         if (one_thread(*backend)) options.threads = flags.backend.thread_count();
@@ -190,7 +191,78 @@ int list(const Config& config, const std::vector<Group>& groups) {
   return static_cast<int>(any ? ExitCode::passed : ExitCode::nothing_checked);
 }
 
+void print_op_speeds(const std::vector<Record>& records, std::ostream& out) {
+  Table table({"op", "backend", "threads", "time", "+-", "GFLOP/s", "GB/s", "of roof", "status", "budget"});
+  for (const Record& r : records) {
+    const bool timed = r.status == Status::passed && !r.samples_ns.empty();
+    const double ns = timed ? r.median_ns() : 0;
+    table.add({r.name, r.backend, r.threads ? std::to_string(*r.threads) : "", timed ? duration(ns) : "",
+               timed ? percent(r.sampling->relative_error) : "", timed && *r.flops > 0 ? fixed(*r.flops / ns, 1) : "",
+               timed ? fixed(r.bytes->total() / ns, 1) : "", timed && r.share_of_roof ? percent(*r.share_of_roof) : "",
+               std::string(name(r.status)), percent(r.budget_used)});
+  }
+  table.print(out);
+  for (const Record& r : records)
+    if (r.status != Status::passed) out << '\n' << name(r.status) << ": " << r.name << "\n  " << r.reason << '\n';
+}
+
+/// --op: single ops, from the table of op cases.
+int run_ops(const BenchFlags& flags) {
+  DSV2_CHECK(!flags.model.given(), "--op: expected without --model and --preset: each op case names its model");
+  const std::regex filter = parse_filter(flags.filter);
+  std::vector<OpCase> cases = chosen_cases(
+      {flags.ops, flags.dtypes, [&](std::string_view n) { return std::regex_search(n.begin(), n.end(), filter); }});
+  if (flags.filter.empty()) std::erase_if(cases, [](const OpCase& c) { return !is_timed_by_default(c); });
+  const DecoderBenchOptions bench = bench_options(flags);
+  if (flags.list) {
+    for (const OpCase& c : cases) std::cout << c.name() << (flags.cold ? "/cold" : "") << '\n';
+    return static_cast<int>(cases.empty() ? ExitCode::nothing_checked : ExitCode::passed);
+  }
+  if (flags.pin) pin_threads(flags.backend.thread_count());
+  Report report;
+  report.argv = command_line();
+  report.seed = flags.model.seed();
+  report.threads = flags.backend.thread_count();
+  report.pinned = threads_are_pinned();
+  MeasuredLimits limits;
+  const std::vector<const Backend*> chosen = flags.backend.backends();
+  const std::vector<Options> options = flags.backend.every_options("f32");
+  for (const Options& o : options) limits.of(o.threads);
+  const int block_total = block_count(flags);
+  std::vector<std::vector<Record>> rows(cases.size() * chosen.size() * options.size());
+  {
+    ProgressLine progress("bench");
+    for (int block = 0; block < block_total; ++block) {
+      auto row = rows.begin();
+      for (std::size_t i = 0; i < cases.size(); ++i) {
+        progress.show(static_cast<std::size_t>(block) * cases.size() + i,
+                      static_cast<std::size_t>(block_total) * cases.size(), cases[i].name());
+        OpRun run(cases[i], *report.seed + static_cast<std::uint64_t>(block));
+        for (const Backend* backend : chosen)
+          for (const Options& o : options) {
+            Record r = bench_op(run, *backend, o, bench.timing, limits);
+            if (flags.backend.threads_given() && !one_thread(*backend)) r.name += concat("/t", o.threads);
+            (row++)->push_back(std::move(r));
+          }
+      }
+    }
+  }
+  for (auto& blocks : rows) report.records.push_back(pool_blocks(std::move(blocks)));
+  report.limits = limits.of(report.threads);
+  flags.outputs.write(report.to_json());
+  std::ostream& out = flags.outputs.text();
+  out << machine().cpu << ", " << machine().isa << ", " << report.threads << " threads, reads "
+      << fixed(report.limits.read_bandwidth_gb_s, 1) << " GB/s, f32 peak " << fixed(report.limits.peak_f32_gflop_s, 0)
+      << " GFLOP/s; seed " << *report.seed << "\n\n";
+  print_op_speeds(report.records, out);
+  if (const std::string files = flags.outputs.files(); !files.empty()) out << '\n' << files << '\n';
+  const ExitCode code = report.exit_code();
+  if (code == ExitCode::nothing_checked) std::cerr << "dsv2: nothing was measured\n";
+  return static_cast<int>(code);
+}
+
 int run(const BenchFlags& flags) {
+  if (!flags.ops.empty()) return run_ops(flags);
   const Config config = flags.model.config();
   bench_options(flags);  // bad values are refused before anything takes time
   const std::vector<Group> groups = plan(flags);
@@ -234,10 +306,14 @@ void add_bench(CLI::App& app, ExitCode& code) {
   CLI::App* sub = app.add_subcommand("bench", "Measure prefill and decode of a model, checked before and after");
   flags->model.add_to(*sub);
   flags->backend.add_to(*sub, "cpu");
-  sub->add_option("--dtype", flags->dtypes, "Of matrices and their arithmetic: f32, bf16 (default bf16)")
+  sub->add_option("--dtype", flags->dtypes,
+                  "Of matrices and their arithmetic: f32, bf16 (default bf16; with --op: all)")
       ->delimiter(',')
-      ->allow_extra_args(false)
-      ->default_str("bf16");
+      ->allow_extra_args(false);
+  sub->add_option("--op", flags->ops,
+                  "Single ops instead, at real widths or those of --filter: " + known_ops() + "; all")
+      ->delimiter(',')
+      ->allow_extra_args(false);
   sub->add_option("--prompt", flags->prompt,
                   "Tokens of a prefill; lists and ranges: 128,512 or 1-8*2 (default 512; 0: none)");
   sub->add_option("--generate", flags->generate, "Decode steps in one repetition (default 64; 0: none)")

@@ -134,7 +134,7 @@ int run_ops(const CheckFlags& flags) {
   ProgressLine progress("check");
   for (std::size_t i = 0; i < cases.size(); ++i) {
     progress.show(i, cases.size(), cases[i].op);
-    const OpRun run(cases[i], *report.seed);
+    OpRun run(cases[i], *report.seed);
     for (const Backend* backend : chosen) report.records.push_back(run.on(*backend, flags.backend.options("f32")));
   }
   progress.clear();

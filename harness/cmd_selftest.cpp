@@ -9,8 +9,10 @@
 #include "harness/generate.h"
 #include "harness/outputs.h"
 #include "harness/report.h"
+#include "harness/run_op.h"
 #include "harness/table.h"
 #include "harness/taps.h"
+#include "optimized/cpu/backend.h"
 #include "optimized/cpu/test_hook.h"
 #include "reference/backend.h"
 
@@ -109,6 +111,28 @@ class Scenario {
 constexpr const char* kPresets[] = {"tiny-mha", "tiny-mla"};
 constexpr DType kDtypes[] = {DType::f32, DType::bf16};
 
+/// Op cases of small widths, drawn once.
+class SmallOpCases {
+ public:
+  explicit SmallOpCases(std::uint64_t seed) {
+    for (const OpCase& c : op_cases())
+      if (!c.model.starts_with("deepseek") && c.tokens <= 33) runs_.emplace_back(c, std::make_unique<OpRun>(c, seed));
+  }
+  /// The name of the first that rejects these kernels, of those that run kernel `op` in `dtype`.
+  std::optional<std::string> first_failure(const cpu::Kernels& kernels, std::string_view op, DType dtype) const {
+    const Backend backend = backend_with(kernels);
+    Options options;
+    options.threads = 1;
+    for (const auto& [c, run] : runs_)
+      if (runs_kernel(c.op, op) && c.dtype == dtype && run->on(backend, options).status == Status::failed)
+        return c.name();
+    return std::nullopt;
+  }
+
+ private:
+  std::vector<std::pair<OpCase, std::unique_ptr<OpRun>>> runs_;
+};
+
 /// The record of right kernels on random models of one preset: they must pass.
 Record without_fault(std::string_view preset, DType dtype, std::uint64_t seed, std::int64_t seeds) {
   Record r;
@@ -119,6 +143,42 @@ Record without_fault(std::string_view preset, DType dtype, std::uint64_t seed, s
   r.seed = seed;
   r.coverage = concat("every op alone, in a prefill and a decode step of ", seeds, " random models");
   return r;
+}
+
+struct OpAlarms {
+  Record record;
+  std::int64_t count = 0;
+};
+/// Right kernels on the small op cases: an eighth of them with each seed, so that all have had their turn after eight.
+OpAlarms check_op_seeds(std::int64_t seeds, std::uint64_t first_seed, std::ostream& out) {
+  constexpr std::size_t kParts = 8;
+  OpAlarms alarms;
+  alarms.record = without_fault("op cases", DType::f32, first_seed, seeds);
+  alarms.record.op = "ops";
+  alarms.record.coverage = concat("an eighth of the small op cases with each of ", seeds, " seeds");
+  std::vector<OpCase> cases = op_cases();
+  std::erase_if(cases, [](const OpCase& c) { return c.model.starts_with("deepseek") || c.tokens > 33; });
+  Options options;
+  options.threads = 1;
+  ProgressLine progress("op cases without a fault");
+  for (std::int64_t i = 0; i < seeds; ++i) {
+    progress.show(i, seeds, "");
+    const std::uint64_t seed = first_seed + static_cast<std::uint64_t>(i);
+    for (std::size_t n = static_cast<std::size_t>(i) % kParts; n < cases.size(); n += kParts) {
+      const Record r = OpRun(cases[n], seed).on(cpu::backend(), options);
+      Comparison c;
+      c.name = r.name;
+      c.passed = r.status == Status::passed;
+      c.reason = r.reason;
+      c.budget_used = r.budget_used;
+      alarms.record.add(c);
+      if (c.passed) continue;
+      ++alarms.count;
+      progress.clear();
+      out << "false alarm: " << r.name << " --seed " << seed << ": " << r.reason << '\n';
+    }
+  }
+  return alarms;
 }
 
 int run(const SelftestFlags& flags) {
@@ -133,7 +193,8 @@ int run(const SelftestFlags& flags) {
   report.threads = kThreads;
   report.limits = measure_limits(kThreads);
   GateTest test{.faults = {}, .seeds = flags.seeds};
-  Table table({"fault", "op", "dtype", "caught by", "located"});
+  const SmallOpCases ops(first_seed);
+  Table table({"fault", "op", "dtype", "caught by", "located", "op case"});
   int missed = 0, mislaid = 0;
   for (const DType dtype : kDtypes) {
     std::vector<std::unique_ptr<Scenario>> scenarios;
@@ -146,12 +207,13 @@ int run(const SelftestFlags& flags) {
       for (const auto& scenario : scenarios)
         if (!caught) caught = scenario->first_failure(wrong);
       const bool located = caught && located_at(fault.op, caught->name);
+      std::optional<std::string> op_case = ops.first_failure(wrong, fault.op, dtype);
       missed += !caught;
       mislaid += caught && !located;
       table.add({std::string(fault.name), std::string(fault.op), std::string(name(dtype)),
-                 caught ? caught->name : "NOT CAUGHT", located ? "yes" : "NO"});
-      test.faults.push_back(
-          {std::string(fault.name), std::string(fault.op), std::string(name(dtype)), std::move(caught), located});
+                 caught ? caught->name : "NOT CAUGHT", located ? "yes" : "NO", op_case.value_or("")});
+      test.faults.push_back({std::string(fault.name), std::string(fault.op), std::string(name(dtype)),
+                             std::move(caught), located, std::move(op_case)});
     }
   }
   table.print(out);
@@ -174,6 +236,9 @@ int run(const SelftestFlags& flags) {
       }
   }
   progress.clear();
+  const OpAlarms op_alarms = check_op_seeds(flags.seeds, first_seed, out);
+  if (flags.seeds > 0) report.records.push_back(op_alarms.record);
+  test.false_alarms += op_alarms.count;
   out << '\n'
       << test.faults.size() << " faults: " << test.faults.size() - static_cast<std::size_t>(missed) << " rejected, "
       << missed << " missed, " << mislaid << " blamed on another op; " << flags.seeds

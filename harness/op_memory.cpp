@@ -54,6 +54,11 @@ void PoisonedMemory::poison(Block& block) {
     std::memcpy(bytes + i, &kPatterns[pattern_], static_cast<std::size_t>(std::min<std::int64_t>(4, block.bytes - i)));
 }
 
+void PoisonedMemory::restart() {
+  for (Block& block : blocks_)
+    if (!block.name.empty() && !spec(block.name).initial.empty()) poison(block);
+}
+
 std::optional<std::string> PoisonedMemory::overrun() const {
   for (const Block& block : blocks_) {
     const auto* guard = static_cast<const unsigned char*>(block.memory.data()) + block.bytes;

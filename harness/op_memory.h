@@ -24,6 +24,8 @@ class PoisonedMemory final : public OpMemory {
   /// Fills every block with a pattern that is NaN in every float type and no index (0), or large finite numbers (1); an
   /// output that starts as an input, with that.
   void poison(int pattern);
+  /// Puts outputs that start as an input back to it, and leaves the rest as it is: between timed runs.
+  void restart();
   /// The block that was written beyond its end, in words.
   std::optional<std::string> overrun() const;
 

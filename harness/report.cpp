@@ -221,7 +221,8 @@ Json Report::to_json() const {
                              {"dtype", f.dtype},
                              {"caught_by", f.caught_by ? Json(f.caught_by->name) : Json(nullptr)},
                              {"located", f.located},
-                             {"budget_used", f.caught_by ? finite_or_null(f.caught_by->budget_used) : Json(nullptr)}});
+                             {"budget_used", f.caught_by ? finite_or_null(f.caught_by->budget_used) : Json(nullptr)},
+                             {"op_case", value_or_null(f.op_case)}});
     j["seeds"] = gate_test->seeds;
     j["false_alarms"] = gate_test->false_alarms;
   }

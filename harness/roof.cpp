@@ -57,4 +57,12 @@ std::optional<std::string> faster_than_roof(double ns, double flops, const Bytes
   return std::nullopt;
 }
 
+Roof roof_above(double ns, double flops, const Bytes& bytes, DType arithmetic, MeasuredLimits& limits, int threads) {
+  constexpr int kRetries = 5;
+  Roof over = roof(flops, bytes, arithmetic, limits.of(threads));
+  for (int i = 0; i < kRetries && over.ns > kRoofTolerance * ns; ++i)
+    over = roof(flops, bytes, arithmetic, limits.again(threads));
+  return over;
+}
+
 }  // namespace dsv2::harness

@@ -11,7 +11,9 @@
 
 #include "harness/op_cases.h"
 #include "harness/op_judge.h"
+#include "harness/op_memory.h"
 #include "harness/report.h"
+#include "harness/timing.h"
 
 namespace dsv2::harness {
 
@@ -22,17 +24,21 @@ const OpKernel* find_op(const Backend& backend, std::string_view op);
 /// tested as its twin in float.
 Options op_options(const OpCase& op_case, const Backend& backend, Options given);
 
-using TimeOp = std::function<void(const std::function<void()>& run, Record& record)>;
+/// Times `work`, whose inputs change from run to run, and books samples in `record`.
+using TimeOp = std::function<void(const Measured& work, Record& record)>;
 
 /// A case with its inputs and what is right, drawn once for all backends.
 class OpRun {
  public:
   OpRun(const OpCase& op_case, std::uint64_t seed);
+  OpRun(const OpRun&) = delete;  // the judge looks into the problem
+  OpRun& operator=(const OpRun&) = delete;
 
   /// Runs it twice, from memory poisoned in two ways: the outputs must be right (OpJudge), the same bits both times,
-  /// nothing written behind them, and the inputs untouched. `time`, when given, is called between the two with what
-  /// runs the op, and stores samples. One record; status skipped with the reason where the backend lacks the op.
-  Record on(const Backend& backend, const Options& options, const TimeOp& time = {}) const;
+  /// nothing written behind them, and the inputs untouched. `time`, when given, is called between the two; the record
+  /// fails when timed outputs do not follow their inputs. Status skipped, with the reason, where the backend lacks the
+  /// op.
+  Record on(const Backend& backend, const Options& options, const TimeOp& time = {});
   const OpProblem& problem() const { return problem_; }
 
  private:
@@ -43,6 +49,7 @@ class OpRun {
   std::unique_ptr<const OpJudge> judge_;
 
   std::uint64_t inputs() const;
+  void time_op(const std::function<void()>& run, PoisonedMemory& memory, const TimeOp& time, Record& record);
 };
 
 /// Which op cases a command takes.

@@ -44,6 +44,13 @@ std::string fixed(double value, int digits) {
 
 std::string percent(double share) { return std::isfinite(share) ? fixed(100 * share, 1) + " %" : "inf"; }
 
+std::string duration(double ns) {
+  constexpr std::string_view kUnits[] = {" ns", " us", " ms", " s"};
+  std::size_t unit = 0;
+  for (; ns >= 999.5 && unit + 1 < std::size(kUnits); ++unit) ns /= 1000;
+  return fixed(ns, ns < 9.995 ? 2 : ns < 99.95 ? 1 : 0).append(kUnits[unit]);
+}
+
 std::string si(double value, std::string_view unit) {
   constexpr std::array<std::string_view, 6> kPrefixes = {"", "k", "M", "G", "T", "P"};
   std::size_t prefix = 0;

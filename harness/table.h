@@ -25,6 +25,8 @@ std::string percent(double share);                    ///< "12.3 %"
 std::string fixed(double value, int digits);          ///< "12.30"
 std::string si(double value, std::string_view unit);  ///< "1.18 GFLOP", "61.4 kB": powers of ten, three digits
 
+std::string duration(double ns);  ///< "12.3 us": three digits
+
 /// One line on stderr that rewrites itself, at most ten times a second, when stderr is a terminal; else nothing.
 class ProgressLine {
  public:
