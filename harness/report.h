@@ -102,9 +102,9 @@ struct Record {
 /// One wrong kernel of selftest, in one dtype.
 struct FaultResult {
   std::string name, op, dtype;
-  std::optional<Comparison> caught_by;  ///< the first comparison that rejected it
-  bool located = false;                 ///< an error in `op` could show first there
-  std::optional<std::string> op_case;   ///< an op case that rejects it; absent: a mistake of who calls the kernel
+  std::optional<Comparison> caught_by;      ///< the first comparison that rejected it
+  bool located = false;                     ///< an error in `op` could show first there
+  std::optional<std::string> op_case = {};  ///< an op case that rejects it; absent: a mistake of who calls the kernel
 };
 
 /// What selftest found: is the gate itself to be trusted?

@@ -127,7 +127,7 @@ TEST(ReportSchema, WhatAStepsOpsAndBudgetsHold) {
 
 TEST(ReportSchema, FaultsComeWithTheirSeeds) {
   Report gate = with({});
-  gate.gate_test = GateTest{.faults = {{"zeros", "linear", "f32", std::nullopt, false, std::nullopt}}, .seeds = 1};
+  gate.gate_test = GateTest{.faults = {{"zeros", "linear", "f32", std::nullopt, false}}, .seeds = 1};
   Json report = gate.to_json();
   EXPECT_EQ(complaints(report.dump()), "");
   EXPECT_EQ(report["exit_code"], 1);
