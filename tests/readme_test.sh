@@ -69,7 +69,7 @@ run_script harness/README.md "$work/harness.sh"
   echo 'dsv2 init --preset tiny-mla --seed 1 --dtype bf16 --out DIR >/dev/null'
   echo 'dsv2 bench --model DIR --prompt 8 --generate 2 --repetitions 1 --json RUN.json >/dev/null'
   shell_blocks "$source/README.md" | grep '^dsv2 ' | sed 's/--prompt 512 --depth 512,4096/--prompt 64 --depth 64,128/'
-  grep -oE '`dsv2 (check golden|bench --preset)[^`]*`' "$source/README.md" | tr -d '`' | sed 's/deepseek-ocr/tiny-mla/'
+  grep -oE '`dsv2 (check golden|check --op|bench --preset)[^`]*`' "$source/README.md" | tr -d '`' | sed 's/deepseek-ocr/tiny-mla/'
 } >"$work/readme.sh"
 (($(grep -c '^dsv2 ' "$work/readme.sh") >= 9)) || die "README.md: its commands were not found"
 mkdir "$work/readme"
