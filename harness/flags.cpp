@@ -11,6 +11,7 @@
 #include "harness/machine.h"
 #include "harness/ranges.h"
 #include "harness/table.h"
+#include "optimized/cpu/kernels.h"
 
 namespace dsv2::harness {
 
@@ -53,6 +54,7 @@ std::vector<Options> BackendFlags::every_options(std::string_view dtype) const {
   Options o;
   o.dtype = parse_dtype_flag(dtype, "--dtype");
   o.isa = isa_;
+  if (!isa_.empty()) cpu::find_isa(isa_);  // now, in one line, instead of once for each thing that is run
   o.mla_form = parse_mla_form(attention_);
   std::vector<DType> kv_dtypes;
   for (const std::string& kv : kv_dtypes_) kv_dtypes.push_back(parse_dtype_flag(kv, "--kv-dtype"));

@@ -186,6 +186,7 @@ std::vector<OpCase> chosen_cases(const OpChoice& choice) {
 }
 
 void print_op_table(const std::vector<Record>& records, bool verbose, std::ostream& out) {
+  if (records.empty()) return;
   // Rows that share op, place, backend and dtypes: the first two parts of a name say op and place.
   const auto key_of = [&](const Record& r) {
     std::size_t end = r.name.find('/', r.name.find('/') + 1);
