@@ -502,20 +502,25 @@ void repeated(Experiment& x) {
 }
 
 void threads(Experiment& x) {
-  const OwnedInput call = call_of(x.draw_ids(kBatch, kTokens)), next = call_of(x.draw_ids(kBatch, 1));
+  constexpr std::int64_t kFew = 8;  // rows that are shared among threads in another way than many, and worth it
+  const OwnedInput call = call_of(x.draw_ids(kBatch, kTokens)), next = call_of(x.draw_ids(kBatch, 1)),
+                   few = call_of(x.draw_ids(1, kFew));
   Options options = x.s.options;
   options.threads = 1;
   const auto one = x.make(options);
-  const auto whole = one->make_cache(kBatch, kTokens + 1);
+  const auto whole = one->make_cache(kBatch, kTokens + 1), short_one = one->make_cache(1, kFew);
   const Answer prefill = x.ask(*one, call_of(columns(call.tensors.at("input_ids"), 0, kTokens)), *whole);
   const Answer step = x.ask(*one, call_of(columns(next.tensors.at("input_ids"), 0, 1)), *whole);
+  const Answer rows = x.ask(*one, call_of(columns(few.tensors.at("input_ids"), 0, kFew)), *short_one);
   for (const int count : {2, 3}) {
     options.threads = count;
     const auto many = x.make(options);
-    const auto cache = many->make_cache(kBatch, kTokens + 1);
+    const auto cache = many->make_cache(kBatch, kTokens + 1), short_cache = many->make_cache(1, kFew);
     x.expect_same(concat(count, " threads prefill"), *many, call, *cache, iota_rows(prefill.rows), prefill,
                   x.promised());
     x.expect_same(concat(count, " threads decode"), *many, next, *cache, iota_rows(step.rows), step, x.promised());
+    x.expect_same(concat(count, " threads few rows"), *many, few, *short_cache, iota_rows(rows.rows), rows,
+                  x.promised());
   }
 }
 
@@ -597,7 +602,7 @@ constexpr Property kProperties[] = {
     {"truncate and replay = the same", always, truncated, "bit by bit"},
     {"a cache's clone is its own", always, cloned, "bit by bit"},
     {"repeated = the same", always, repeated, "bit by bit: four runs, after another call, a new decoder"},
-    {"threads do not matter", if_threads, threads, "1, 2 and 3 threads; prefill and decode step", true},
+    {"threads do not matter", if_threads, threads, "1, 2 and 3 threads; prefill, decode step, few rows", true},
     {"last logits = all logits, last", if_causal_lm, last_logits, "of each row", true},
     {"legacy cache there and back", always, legacy, "bit by bit"},
     {"absorbed = expanded", if_mla, absorbed, "prefill and decode step, one row padded, and the cache"},
