@@ -187,6 +187,7 @@ class Experiment {
     ForwardInput in = input.input;
     in.cache = cache;
     in.taps = taps;
+    in.attentions = true;
     if (s.config.head == Head::causal_lm) in.logits = Logits::all;
     return decoder.forward(in);
   }
@@ -203,11 +204,11 @@ class Experiment {
 
   /// The second way: a call whose token i (b * S + s) must get what row rows[i] of the answer got. `weights` are those
   /// of the decoder when its experts are in another `order`.
-  void expect_same(const std::string& what, Decoder& decoder, const OwnedInput& input, KvCache& cache, const Rows& rows,
-                   const Answer& answer, Agreement agreement, const std::vector<std::int64_t>& order = {},
-                   const Weights* weights = nullptr) {
+  ForwardOutput expect_same(const std::string& what, Decoder& decoder, const OwnedInput& input, KvCache& cache,
+                            const Rows& rows, const Answer& answer, Agreement agreement,
+                            const std::vector<std::int64_t>& order = {}, const Weights* weights = nullptr) {
     RouteSink sink(answer, rows, s.config, weights ? *weights : *s.weights, std::sqrt(2.0), order);
-    const ForwardOutput out = forward(decoder, input, &cache, agreement == Agreement::bound ? &sink : nullptr);
+    ForwardOutput out = forward(decoder, input, &cache, agreement == Agreement::bound ? &sink : nullptr);
     for (Comparison& c : sink.failures) {
       c.name = concat(what, ": ", c.name);
       record_.add(c);
@@ -222,6 +223,14 @@ class Experiment {
     if (out.logits)
       compare(concat(what, ": logits"), gather(out.logits.view(), here, n).view(),
               gather(answer.out.logits.view(), rows, answer.rows).view(), agreement, answer, "lm_head");
+    return out;
+  }
+  /// The same call in every token and key: probabilities, too, which have a column per key.
+  void expect_same_attentions(const std::string& what, const ForwardOutput& got, const Answer& answer,
+                              Agreement agreement) {
+    for (std::size_t i = 0; i < answer.out.attentions.size(); ++i)
+      compare(concat(what, ": attentions ", i), got.attentions.at(i).view(), answer.out.attentions[i].view(), agreement,
+              answer, concat("layers.", i, ".self_attn.attn_output"));
   }
 
   /// Every row of two caches of one shape.
@@ -575,8 +584,10 @@ void absorbed(Experiment& x) {
   for (const std::int64_t T : {S, S + 1}) {
     const Tensor& tokens = T == S ? ids : next;
     const Answer answer = x.ask(*one, call_of(tokens.clone(), second_row_padded(T, before)), *a);
-    x.expect_same(T == S ? "prefill" : "decode", *other, call_of(tokens.clone(), second_row_padded(T, before)), *b,
-                  iota_rows(answer.rows), answer, Agreement::bound);
+    const char* what = T == S ? "prefill" : "decode";
+    const ForwardOutput out = x.expect_same(what, *other, call_of(tokens.clone(), second_row_padded(T, before)), *b,
+                                            iota_rows(answer.rows), answer, Agreement::bound);
+    x.expect_same_attentions(what, out, answer, Agreement::bound);
     x.expect_same_cache("cache", *b, *a, Agreement::bound, &answer);
   }
 }
@@ -605,7 +616,7 @@ constexpr Property kProperties[] = {
     {"threads do not matter", if_threads, threads, "1, 2 and 3 threads; prefill, decode step, few rows", true},
     {"last logits = all logits, last", if_causal_lm, last_logits, "of each row", true},
     {"legacy cache there and back", always, legacy, "bit by bit"},
-    {"absorbed = expanded", if_mla, absorbed, "prefill and decode step, one row padded, and the cache"},
+    {"absorbed = expanded", if_mla, absorbed, "prefill and decode step, one row padded, probabilities and the cache"},
 };
 
 }  // namespace
