@@ -48,6 +48,16 @@ Config rope_model() {
   return c;
 }
 
+/// Yarn's ramp in the midst of the pairs and beyond half of them, and an amplitude that is given.
+template <bool Mla>
+Config yarn_wide() {
+  Config c = rope_model<RopeType::yarn, Mla>();
+  c.max_position_embeddings = 1 << 18;
+  c.rope_scaling.original_max_position_embeddings = 1 << 18;
+  c.rope_scaling.attention_factor = 1.25;
+  return c;
+}
+
 template <Activation Act>
 Config activation_model() {
   Config c = odd_mha();
@@ -97,9 +107,11 @@ constexpr struct {
     {"mha-linear", rope_model<RopeType::linear, false>},
     {"mha-dynamic", rope_model<RopeType::dynamic, false>},
     {"mha-yarn", rope_model<RopeType::yarn, false>},
+    {"mha-yarn-wide", yarn_wide<false>},
     {"mla-linear", rope_model<RopeType::linear, true>},
     {"mla-dynamic", rope_model<RopeType::dynamic, true>},
     {"mla-yarn", rope_model<RopeType::yarn, true>},
+    {"mla-yarn-wide", yarn_wide<true>},
     {"gelu", activation_model<Activation::gelu>},
     {"gelu-tanh", activation_model<Activation::gelu_tanh>},
     {"relu", activation_model<Activation::relu>},
@@ -131,8 +143,8 @@ constexpr std::string_view kSmallMla[] = {"tiny-mla", "odd-mla"};
 constexpr std::string_view kReal[] = {kOcr};
 constexpr std::string_view kRealMla[] = {kLite};
 constexpr std::string_view kFewExperts[] = {"deepseek-ocr-8-experts"};
-constexpr std::string_view kRopes[] = {"mha-linear", "mha-dynamic", "mha-yarn",
-                                       "mla-linear", "mla-dynamic", "mla-yarn"};
+constexpr std::string_view kRopes[] = {"mha-linear",    "mha-dynamic", "mha-yarn",    "mha-yarn-wide",
+                                       "mla-yarn-wide", "mla-linear",  "mla-dynamic", "mla-yarn"};
 constexpr std::string_view kActivations[] = {"gelu", "gelu-tanh", "relu"};
 constexpr std::string_view kGates[] = {"greedy",   "greedy-sigmoid",   "group-limited", "group-limited-overflow",
                                        "noaux-tc", "noaux-tc-softmax", "top1"};
