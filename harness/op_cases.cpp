@@ -81,6 +81,13 @@ Config gate_overflow() {
   return c;
 }
 
+/// Chosen experts of rejected groups weigh 0, in all perhaps: the sum that divides is 0 then.
+Config group_limited_norm() {
+  Config c = gate_model<TopkMethod::group_limited_greedy, ScoringFunc::sigmoid>();
+  c.topk_group = 1;
+  return c;
+}
+
 Config top1() {
   Config c = gate_model<TopkMethod::greedy, ScoringFunc::softmax>();
   c.num_experts_per_tok = 1, c.norm_topk_prob = true;
@@ -119,6 +126,7 @@ constexpr struct {
     {"greedy-sigmoid", gate_model<TopkMethod::greedy, ScoringFunc::sigmoid>},
     {"group-limited", gate_model<TopkMethod::group_limited_greedy, ScoringFunc::softmax>},
     {"group-limited-overflow", gate_overflow},
+    {"group-limited-norm", group_limited_norm},
     {"noaux-tc", gate_model<TopkMethod::noaux_tc, ScoringFunc::sigmoid>},
     {"noaux-tc-softmax", gate_model<TopkMethod::noaux_tc, ScoringFunc::softmax>},
     {"top1", top1},
@@ -146,13 +154,17 @@ constexpr std::string_view kFewExperts[] = {"deepseek-ocr-8-experts"};
 constexpr std::string_view kRopes[] = {"mha-linear",    "mha-dynamic", "mha-yarn",    "mha-yarn-wide",
                                        "mla-yarn-wide", "mla-linear",  "mla-dynamic", "mla-yarn"};
 constexpr std::string_view kActivations[] = {"gelu", "gelu-tanh", "relu"};
-constexpr std::string_view kGates[] = {"greedy",   "greedy-sigmoid",   "group-limited", "group-limited-overflow",
-                                       "noaux-tc", "noaux-tc-softmax", "top1"};
+constexpr std::string_view kGates[] = {
+    "greedy",   "greedy-sigmoid",   "group-limited", "group-limited-overflow", "group-limited-norm",
+    "noaux-tc", "noaux-tc-softmax", "top1"};
+
+constexpr std::string_view kUngrouped[] = {"greedy", "greedy-sigmoid"};
 
 constexpr Fill kAll[] = {Fill::normal, Fill::large, Fill::tiny, Fill::zeros, Fill::denormal};
 constexpr Fill kDecisions[] = {Fill::normal, Fill::near_tie, Fill::large, Fill::tiny, Fill::zeros};
 // Of the weights of given experts: near ties would leave open which groups were rejected, and their weights are 0.
 constexpr Fill kWeights[] = {Fill::normal, Fill::zeros};
+constexpr Fill kLarge[] = {Fill::large};  // groups of saturated scores tie, too: of gates without
 constexpr Fill kNormal[] = {Fill::normal};
 
 struct MatrixTypes {
@@ -208,6 +220,7 @@ const Family kFamilies[] = {
     {"gate_select", "mlp.gate.topk_idx", kGates, kRows, kF32, kDecisions},
     {"gate_select", "mlp.gate.topk_idx", kReal, kRealRows, kF32, kDecisions},
     {"gate_weight", "mlp.gate.topk_weight", kGates, kRows, kF32, kWeights},
+    {"gate_weight", "mlp.gate.topk_weight", kUngrouped, kRows, kF32, kLarge},
     {"gate_weight", "mlp.gate.topk_weight", kReal, kRealRows, kF32, kNormal},
     {"experts", "mlp.experts", kSmall, kRows, kMatrix},
     {"experts", "mlp.experts", kActivations, kRows, kMatrix, kNormal},
@@ -388,8 +401,11 @@ Tensor draw_choice(const Source& source, std::int64_t rows, std::int64_t experts
 }
 
 Tensor draw_logits(const OpCase& c, const Source& source, Shape shape) {
-  // Softmax of logits x 1e4 is one-hot: what saturates here is x 30.
-  Tensor logits = source.activations("logits", std::move(shape), c.fill == Fill::large ? 30 / 1e4 : 1);
+  // Softmax of logits x 1e4 is one-hot: what saturates here is x 30. Weights are no decision: there e^x overflows.
+  const double large = c.op == "gate_weight" ? 60 : 30;
+  Tensor logits = source.activations("logits", std::move(shape), c.fill == Fill::large ? large / 1e4 : 1);
+  if (c.op == "gate_weight" && c.fill == Fill::large)
+    for (float& x : logits.as<float>()) x = std::fabs(x);  // e^-x of the others underflows, as it may
   if (c.fill == Fill::near_tie) make_near_ties(logits);
   return logits;
 }
