@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <limits>
 #include <random>
@@ -89,9 +90,10 @@ TEST(OpCases, TheTableCoversWhatItPromises) {
     for (const char* what : {" S1", " S2", " S33", " S257", " normal", " real width", " small width"})
       EXPECT_TRUE(seen.contains(concat(op, what))) << op << what;
   }
-  for (const char* what : {"attention past", "attention start", "attention kv bf16", "kv_write kv bf16", "rope past",
-                           "gate_select near_tie", "linear denormal", "linear zeros", "linear large", "linear tiny",
-                           "linear bf16", "linear f32 stored otherwise", "argmax near_tie"})
+  for (const char* what :
+       {"attention past", "attention start", "attention kv bf16", "kv_write kv bf16", "rope past",
+        "gate_select near_tie", "linear denormal", "linear zeros", "linear large", "linear tiny", "linear bf16",
+        "linear f32 stored otherwise", "argmax near_tie", "kv_write bf16_tie", "attention hidden", "gate_weight large"})
     EXPECT_TRUE(seen.contains(what)) << what;
 }
 
@@ -215,6 +217,35 @@ TEST(OpGate, RowsBeyondTheContextAreNan) {
   const std::int64_t C = k.dim(2), d = k.dim(3);
   EXPECT_GT(C, p.call.total);
   for (std::int64_t i = 0; i < k.size(); ++i) EXPECT_EQ(std::isnan(k.at(i)), i / d % C >= p.call.total);
+}
+
+TEST(OpGate, TiesOfBf16RoundBothWays) {
+  const OpProblem p = draw(case_named("kv_write/self_attn.kv_write/tiny-mha/b2-s33-p7/f32/kv_bf16/bf16_tie"), 1);
+  std::set<bool> up;
+  for (const float x : p["first"].as<float>()) {
+    const auto bits = std::bit_cast<std::uint32_t>(x);
+    ASSERT_EQ(bits & 0xffffu, 0x8000u);
+    up.insert(bits & 0x10000u);
+  }
+  EXPECT_EQ(up.size(), 2u);
+}
+
+TEST(OpGate, LeastWeightOfAHiddenKeyIsSeen) {
+  for (const char* name : {"attention/self_attn.attention/tiny-mha/b2-s33-p7/f32/kv_f32/hidden/padding",
+                           "attention/self_attn.attention/odd-mla/expanded/b3-s2-p131/f32/kv_bf16/hidden/padding"}) {
+    const OpCase c = case_named(name);
+    EXPECT_EQ(OpRun(c, 1).on(cpu::backend(), one_thread()).status, Status::passed) << name;
+    const Backend backend = with_op(
+        {"attention", own("attention").unsupported, [](const OpProblem& p, const Options& options, OpMemory& memory) {
+           auto run = own("attention").prepare(p, options, memory);
+           auto* y = static_cast<float*>(memory.output("y", DType::f32));
+           const std::int64_t last = p.rows() / p.call.batch - 1, width = p.out[0].shape[1] * p.out[0].shape[2];
+           // The first sequence's first key is padding, and its last query sees others.
+           const auto leak = static_cast<float>(p["v"].at(0) * std::numeric_limits<float>::min());
+           return std::function<void()>([=] { run(), y[last * width] += leak; });
+         }});
+    EXPECT_EQ(OpRun(c, 1).on(backend, one_thread()).status, Status::failed) << name;
+  }
 }
 
 /// Judges a choice of experts made from the right one by `change`.
