@@ -1,5 +1,8 @@
 // Op cases: the table, what is drawn, and that the gate of single ops rejects what is wrong.
 #include <gtest/gtest.h>
+#if defined(__SSE__)
+#include <xmmintrin.h>
+#endif
 
 #include <algorithm>
 #include <bit>
@@ -247,6 +250,25 @@ TEST(OpGate, LeastWeightOfAHiddenKeyIsSeen) {
     EXPECT_EQ(OpRun(c, 1).on(backend, one_thread()).status, Status::failed) << name;
   }
 }
+
+#if defined(__SSE__)
+TEST(OpGate, KernelThatLeavesDenormalsFlushedIsSeen) {
+  const Backend backend = with_op(
+      {"rms_norm", own("rms_norm").unsupported, [](const OpProblem& p, const Options& options, OpMemory& memory) {
+         return std::function<void()>([run = own("rms_norm").prepare(p, options, memory)] {
+           run();
+           _mm_setcsr(_mm_getcsr() | _MM_FLUSH_ZERO_ON | 0x40u);  // results, and inputs
+         });
+       }});
+  const unsigned before = _mm_getcsr();
+  const Record r =
+      OpRun(case_named("rms_norm/input_layernorm/tiny-mha/b1-s1-p0/f32/normal"), 1).on(backend, one_thread());
+  EXPECT_EQ(r.status, Status::failed);
+  EXPECT_NE(r.reason.find("denormal"), std::string::npos) << r.reason;
+  constexpr unsigned kFlags = _MM_FLUSH_ZERO_ON | 0x40u;
+  EXPECT_EQ(_mm_getcsr() & kFlags, before & kFlags) << "the harness flushes no more than before";
+}
+#endif
 
 /// Judges a choice of experts made from the right one by `change`.
 Comparison judge_choice(std::string_view name,
