@@ -534,14 +534,15 @@ void threads(Experiment& x) {
 }
 
 void last_logits(Experiment& x) {
+  constexpr std::int64_t kMany = 67;  // more than one block of keys
   const auto decoder = x.make();
-  const auto cache = decoder->make_cache(kBatch, kTokens);
-  const Answer all = x.ask(*decoder, call_of(x.draw_ids(kBatch, kTokens)), *cache);
+  const auto cache = decoder->make_cache(kBatch, kMany);
+  const Answer all = x.ask(*decoder, call_of(x.draw_ids(kBatch, kMany)), *cache);
   ForwardInput in = all.input.input;
   in.logits = Logits::last;
   const ForwardOutput last = decoder->forward(in);
   Rows rows;
-  for (std::int64_t b = 0; b < kBatch; ++b) rows.push_back((b + 1) * kTokens - 1);
+  for (std::int64_t b = 0; b < kBatch; ++b) rows.push_back((b + 1) * kMany - 1);
   x.compare("logits", gather(last.logits.view(), iota_rows(kBatch), kBatch).view(),
             gather(all.out.logits.view(), rows, all.rows).view(), x.promised(), all, "lm_head");
   in.logits = Logits::none;
