@@ -187,6 +187,7 @@ class Experiment {
     ForwardInput in = input.input;
     in.cache = cache;
     in.taps = taps;
+    in.attentions = true;
     if (s.config.head == Head::causal_lm) in.logits = Logits::all;
     return decoder.forward(in);
   }
@@ -203,11 +204,11 @@ class Experiment {
 
   /// The second way: a call whose token i (b * S + s) must get what row rows[i] of the answer got. `weights` are those
   /// of the decoder when its experts are in another `order`.
-  void expect_same(const std::string& what, Decoder& decoder, const OwnedInput& input, KvCache& cache, const Rows& rows,
-                   const Answer& answer, Agreement agreement, const std::vector<std::int64_t>& order = {},
-                   const Weights* weights = nullptr) {
+  ForwardOutput expect_same(const std::string& what, Decoder& decoder, const OwnedInput& input, KvCache& cache,
+                            const Rows& rows, const Answer& answer, Agreement agreement,
+                            const std::vector<std::int64_t>& order = {}, const Weights* weights = nullptr) {
     RouteSink sink(answer, rows, s.config, weights ? *weights : *s.weights, std::sqrt(2.0), order);
-    const ForwardOutput out = forward(decoder, input, &cache, agreement == Agreement::bound ? &sink : nullptr);
+    ForwardOutput out = forward(decoder, input, &cache, agreement == Agreement::bound ? &sink : nullptr);
     for (Comparison& c : sink.failures) {
       c.name = concat(what, ": ", c.name);
       record_.add(c);
@@ -222,6 +223,14 @@ class Experiment {
     if (out.logits)
       compare(concat(what, ": logits"), gather(out.logits.view(), here, n).view(),
               gather(answer.out.logits.view(), rows, answer.rows).view(), agreement, answer, "lm_head");
+    return out;
+  }
+  /// The same call in every token and key: probabilities, too, which have a column per key.
+  void expect_same_attentions(const std::string& what, const ForwardOutput& got, const Answer& answer,
+                              Agreement agreement) {
+    for (std::size_t i = 0; i < answer.out.attentions.size(); ++i)
+      compare(concat(what, ": attentions ", i), got.attentions.at(i).view(), answer.out.attentions[i].view(), agreement,
+              answer, concat("layers.", i, ".self_attn.attn_output"));
   }
 
   /// Every row of two caches of one shape.
@@ -502,32 +511,38 @@ void repeated(Experiment& x) {
 }
 
 void threads(Experiment& x) {
-  const OwnedInput call = call_of(x.draw_ids(kBatch, kTokens)), next = call_of(x.draw_ids(kBatch, 1));
+  constexpr std::int64_t kFew = 8;  // rows that are shared among threads in another way than many, and worth it
+  const OwnedInput call = call_of(x.draw_ids(kBatch, kTokens)), next = call_of(x.draw_ids(kBatch, 1)),
+                   few = call_of(x.draw_ids(1, kFew));
   Options options = x.s.options;
   options.threads = 1;
   const auto one = x.make(options);
-  const auto whole = one->make_cache(kBatch, kTokens + 1);
+  const auto whole = one->make_cache(kBatch, kTokens + 1), short_one = one->make_cache(1, kFew);
   const Answer prefill = x.ask(*one, call_of(columns(call.tensors.at("input_ids"), 0, kTokens)), *whole);
   const Answer step = x.ask(*one, call_of(columns(next.tensors.at("input_ids"), 0, 1)), *whole);
+  const Answer rows = x.ask(*one, call_of(columns(few.tensors.at("input_ids"), 0, kFew)), *short_one);
   for (const int count : {2, 3}) {
     options.threads = count;
     const auto many = x.make(options);
-    const auto cache = many->make_cache(kBatch, kTokens + 1);
+    const auto cache = many->make_cache(kBatch, kTokens + 1), short_cache = many->make_cache(1, kFew);
     x.expect_same(concat(count, " threads prefill"), *many, call, *cache, iota_rows(prefill.rows), prefill,
                   x.promised());
     x.expect_same(concat(count, " threads decode"), *many, next, *cache, iota_rows(step.rows), step, x.promised());
+    x.expect_same(concat(count, " threads few rows"), *many, few, *short_cache, iota_rows(rows.rows), rows,
+                  x.promised());
   }
 }
 
 void last_logits(Experiment& x) {
+  constexpr std::int64_t kMany = 67;  // more than one block of keys
   const auto decoder = x.make();
-  const auto cache = decoder->make_cache(kBatch, kTokens);
-  const Answer all = x.ask(*decoder, call_of(x.draw_ids(kBatch, kTokens)), *cache);
+  const auto cache = decoder->make_cache(kBatch, kMany);
+  const Answer all = x.ask(*decoder, call_of(x.draw_ids(kBatch, kMany)), *cache);
   ForwardInput in = all.input.input;
   in.logits = Logits::last;
   const ForwardOutput last = decoder->forward(in);
   Rows rows;
-  for (std::int64_t b = 0; b < kBatch; ++b) rows.push_back((b + 1) * kTokens - 1);
+  for (std::int64_t b = 0; b < kBatch; ++b) rows.push_back((b + 1) * kMany - 1);
   x.compare("logits", gather(last.logits.view(), iota_rows(kBatch), kBatch).view(),
             gather(all.out.logits.view(), rows, all.rows).view(), x.promised(), all, "lm_head");
   in.logits = Logits::none;
@@ -570,8 +585,10 @@ void absorbed(Experiment& x) {
   for (const std::int64_t T : {S, S + 1}) {
     const Tensor& tokens = T == S ? ids : next;
     const Answer answer = x.ask(*one, call_of(tokens.clone(), second_row_padded(T, before)), *a);
-    x.expect_same(T == S ? "prefill" : "decode", *other, call_of(tokens.clone(), second_row_padded(T, before)), *b,
-                  iota_rows(answer.rows), answer, Agreement::bound);
+    const char* what = T == S ? "prefill" : "decode";
+    const ForwardOutput out = x.expect_same(what, *other, call_of(tokens.clone(), second_row_padded(T, before)), *b,
+                                            iota_rows(answer.rows), answer, Agreement::bound);
+    x.expect_same_attentions(what, out, answer, Agreement::bound);
     x.expect_same_cache("cache", *b, *a, Agreement::bound, &answer);
   }
 }
@@ -597,10 +614,10 @@ constexpr Property kProperties[] = {
     {"truncate and replay = the same", always, truncated, "bit by bit"},
     {"a cache's clone is its own", always, cloned, "bit by bit"},
     {"repeated = the same", always, repeated, "bit by bit: four runs, after another call, a new decoder"},
-    {"threads do not matter", if_threads, threads, "1, 2 and 3 threads; prefill and decode step", true},
+    {"threads do not matter", if_threads, threads, "1, 2 and 3 threads; prefill, decode step, few rows", true},
     {"last logits = all logits, last", if_causal_lm, last_logits, "of each row", true},
     {"legacy cache there and back", always, legacy, "bit by bit"},
-    {"absorbed = expanded", if_mla, absorbed, "prefill and decode step, one row padded, and the cache"},
+    {"absorbed = expanded", if_mla, absorbed, "prefill and decode step, one row padded, probabilities and the cache"},
 };
 
 }  // namespace

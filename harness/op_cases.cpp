@@ -1,6 +1,7 @@
 #include "harness/op_cases.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <random>
@@ -48,6 +49,16 @@ Config rope_model() {
   return c;
 }
 
+/// Yarn's ramp in the midst of the pairs and beyond half of them, and an amplitude that is given.
+template <bool Mla>
+Config yarn_wide() {
+  Config c = rope_model<RopeType::yarn, Mla>();
+  c.max_position_embeddings = 1 << 18;
+  c.rope_scaling.original_max_position_embeddings = 1 << 18;
+  c.rope_scaling.attention_factor = 1.25;
+  return c;
+}
+
 template <Activation Act>
 Config activation_model() {
   Config c = odd_mha();
@@ -68,6 +79,13 @@ Config gate_model() {
 Config gate_overflow() {
   Config c = gate_model<TopkMethod::group_limited_greedy, ScoringFunc::softmax>();
   c.topk_group = 1, c.num_experts_per_tok = 8;
+  return c;
+}
+
+/// Chosen experts of rejected groups weigh 0, in all perhaps: the sum that divides is 0 then.
+Config group_limited_norm() {
+  Config c = gate_model<TopkMethod::group_limited_greedy, ScoringFunc::sigmoid>();
+  c.topk_group = 1;
   return c;
 }
 
@@ -97,9 +115,11 @@ constexpr struct {
     {"mha-linear", rope_model<RopeType::linear, false>},
     {"mha-dynamic", rope_model<RopeType::dynamic, false>},
     {"mha-yarn", rope_model<RopeType::yarn, false>},
+    {"mha-yarn-wide", yarn_wide<false>},
     {"mla-linear", rope_model<RopeType::linear, true>},
     {"mla-dynamic", rope_model<RopeType::dynamic, true>},
     {"mla-yarn", rope_model<RopeType::yarn, true>},
+    {"mla-yarn-wide", yarn_wide<true>},
     {"gelu", activation_model<Activation::gelu>},
     {"gelu-tanh", activation_model<Activation::gelu_tanh>},
     {"relu", activation_model<Activation::relu>},
@@ -107,6 +127,7 @@ constexpr struct {
     {"greedy-sigmoid", gate_model<TopkMethod::greedy, ScoringFunc::sigmoid>},
     {"group-limited", gate_model<TopkMethod::group_limited_greedy, ScoringFunc::softmax>},
     {"group-limited-overflow", gate_overflow},
+    {"group-limited-norm", group_limited_norm},
     {"noaux-tc", gate_model<TopkMethod::noaux_tc, ScoringFunc::sigmoid>},
     {"noaux-tc-softmax", gate_model<TopkMethod::noaux_tc, ScoringFunc::softmax>},
     {"top1", top1},
@@ -124,6 +145,7 @@ constexpr Size kContext[] = {{2, 1, 5},  {2, 33, 7},  {1, 1, 0},   {1, 2, 0},
 constexpr Size kRealRows[] = {{1, 1, 0}, {1, 33, 0}};
 constexpr Size kRealContext[] = {{1, 1, 511}, {1, 1, 4095}, {1, 257, 0}}, kRealDecode[] = {{1, 1, 511}, {1, 1, 4095}};
 constexpr Size kOneRow[] = {{1, 1, 0}};
+constexpr Size kPadded[] = {{2, 33, 7}, {3, 2, 131}};  // one block of keys, and three
 
 constexpr std::string_view kSmall[] = {"tiny-mha", "tiny-mla", "odd-mha", "odd-mla"};
 constexpr std::string_view kSmallMha[] = {"tiny-mha", "odd-mha"};
@@ -131,17 +153,23 @@ constexpr std::string_view kSmallMla[] = {"tiny-mla", "odd-mla"};
 constexpr std::string_view kReal[] = {kOcr};
 constexpr std::string_view kRealMla[] = {kLite};
 constexpr std::string_view kFewExperts[] = {"deepseek-ocr-8-experts"};
-constexpr std::string_view kRopes[] = {"mha-linear", "mha-dynamic", "mha-yarn",
-                                       "mla-linear", "mla-dynamic", "mla-yarn"};
+constexpr std::string_view kRopes[] = {"mha-linear",    "mha-dynamic", "mha-yarn",    "mha-yarn-wide",
+                                       "mla-yarn-wide", "mla-linear",  "mla-dynamic", "mla-yarn"};
 constexpr std::string_view kActivations[] = {"gelu", "gelu-tanh", "relu"};
-constexpr std::string_view kGates[] = {"greedy",   "greedy-sigmoid",   "group-limited", "group-limited-overflow",
-                                       "noaux-tc", "noaux-tc-softmax", "top1"};
+constexpr std::string_view kGates[] = {
+    "greedy",   "greedy-sigmoid",   "group-limited", "group-limited-overflow", "group-limited-norm",
+    "noaux-tc", "noaux-tc-softmax", "top1"};
+
+constexpr std::string_view kUngrouped[] = {"greedy", "greedy-sigmoid"};
 
 constexpr Fill kAll[] = {Fill::normal, Fill::large, Fill::tiny, Fill::zeros, Fill::denormal};
 constexpr Fill kDecisions[] = {Fill::normal, Fill::near_tie, Fill::large, Fill::tiny, Fill::zeros};
 // Of the weights of given experts: near ties would leave open which groups were rejected, and their weights are 0.
 constexpr Fill kWeights[] = {Fill::normal, Fill::zeros};
+constexpr Fill kLarge[] = {Fill::large};  // groups of saturated scores tie, too: of gates without
 constexpr Fill kNormal[] = {Fill::normal};
+constexpr Fill kTies[] = {Fill::bf16_tie};
+constexpr Fill kHidden[] = {Fill::hidden};
 
 struct MatrixTypes {
   DType dtype, stored;
@@ -182,9 +210,13 @@ const Family kFamilies[] = {
     {"rope", "self_attn.rope", kReal, kRealContext, kF32, kNormal},
     {"kv_write", "self_attn.kv_write", kSmall, kContext, kF32, kAll, kCache},
     {"kv_write", "self_attn.kv_write", kReal, kRealContext, kF32, kNormal, kCache},
+    {"kv_write", "self_attn.kv_write", kSmall, kPadded, kF32, kTies, kCache},
     {"attention", kAttention, kSmallMha, kContext, kF32, kAll, kCache, true},
+    {"attention", kAttention, kSmallMha, kPadded, kF32, kHidden, kCache, true},
     {"attention", kAttention, kSmallMla, kContext, kF32, kAll, kCache, true, MlaForm::absorbed},
     {"attention", kAttention, kSmallMla, kContext, kF32, kAll, kCache, true, MlaForm::expanded},
+    {"attention", kAttention, kSmallMla, kPadded, kF32, kHidden, kCache, true, MlaForm::absorbed},
+    {"attention", kAttention, kSmallMla, kPadded, kF32, kHidden, kCache, true, MlaForm::expanded},
     {"attention", kAttention, kReal, kRealContext, kF32, kNormal, kCache},
     {"attention", kAttention, kRealMla, kRealDecode, kF32, kNormal, kCache, false, MlaForm::absorbed},
     {"mla_absorb", "self_attn.kv_b_proj", kSmallMla, kRows, kMatrix},
@@ -196,6 +228,7 @@ const Family kFamilies[] = {
     {"gate_select", "mlp.gate.topk_idx", kGates, kRows, kF32, kDecisions},
     {"gate_select", "mlp.gate.topk_idx", kReal, kRealRows, kF32, kDecisions},
     {"gate_weight", "mlp.gate.topk_weight", kGates, kRows, kF32, kWeights},
+    {"gate_weight", "mlp.gate.topk_weight", kUngrouped, kRows, kF32, kLarge},
     {"gate_weight", "mlp.gate.topk_weight", kReal, kRealRows, kF32, kNormal},
     {"experts", "mlp.experts", kSmall, kRows, kMatrix},
     {"experts", "mlp.experts", kActivations, kRows, kMatrix, kNormal},
@@ -231,7 +264,10 @@ class Source {
     if (fill_ == Fill::zeros) scale = 0;
     if (fill_ == Fill::denormal) scale *= 1e-40;
     Tensor t = normal(tensor, std::move(shape), DType::f32, 0, 1);
-    for (float& x : t.as<float>()) x = static_cast<float>(x * scale);
+    for (float& x : t.as<float>()) {
+      x = static_cast<float>(x * scale);
+      if (fill_ == Fill::bf16_tie) x = std::bit_cast<float>((std::bit_cast<std::uint32_t>(x) & 0xffff0000u) | 0x8000u);
+    }
     return t;
   }
   /// W of y = x W^T: products keep the size of x.
@@ -247,6 +283,7 @@ class Source {
       x = static_cast<std::int64_t>(random_bits(from, i++) % static_cast<std::uint64_t>(below));
     return t;
   }
+  Fill fill() const { return fill_; }
   std::uint64_t stream(std::string_view tensor) const { return random_stream(seed_, concat(case_, ' ', tensor)); }
 
  private:
@@ -290,19 +327,29 @@ Call draw_call(const OpCase& c, const Source& source) {
     for (const std::int64_t bit : drawn.as<std::int64_t>()) call.mask.push_back(static_cast<std::uint8_t>(bit));
     std::fill_n(call.mask.begin(), T, std::uint8_t{0});
   }
+  if (c.visibility == Visibility::open) {
+    call.mask_rank = 4;
+    call.mask.assign(static_cast<std::size_t>(B * S * T), 1);
+  }
   return call;
 }
 
 /// Rows beyond T hold NaN: who reads them shows it.
 Tensor cached(const Source& source, const OpProblem& p, std::string_view tensor, std::int64_t heads, std::int64_t dim,
-              DType dtype) {
+              DType dtype, bool are_values = false) {
   constexpr std::int64_t kSpareRows = 3;
   const std::int64_t capacity = p.call.total + kSpareRows;
   Tensor t = source.activations(tensor, {p.call.batch, heads, capacity, dim});
   auto values = t.as<float>();
-  for (std::int64_t i = 0; i < t.size(); ++i)
-    if (i / dim % capacity >= p.call.total)
-      values[static_cast<std::size_t>(i)] = std::numeric_limits<float>::quiet_NaN();
+  for (std::int64_t i = 0; i < t.size(); ++i) {
+    const std::int64_t row = i / dim % capacity, b = i / (heads * capacity * dim);
+    float& x = values[static_cast<std::size_t>(i)];
+    if (row >= p.call.total)
+      x = std::numeric_limits<float>::quiet_NaN();
+    else if (source.fill() == Fill::hidden && are_values &&
+             !p.call.mask[static_cast<std::size_t>(b * p.call.total + row)])
+      x *= 1e36f;
+  }
   return dtype == DType::f32 ? std::move(t) : convert(t.view(), dtype);
 }
 
@@ -335,18 +382,18 @@ void draw_attention(const OpCase& c, const Source& source, OpProblem& p) {
   if (!m.use_mla) {
     queries("q1", m.head_dim());
     p.in["k1"] = cached(source, p, "k1", m.num_key_value_heads, m.head_dim(), c.kv_dtype);
-    p.in["v"] = cached(source, p, "v", m.num_key_value_heads, m.head_dim(), c.kv_dtype);
+    p.in["v"] = cached(source, p, "v", m.num_key_value_heads, m.head_dim(), c.kv_dtype, true);
   } else {
     queries("q2", m.qk_rope_head_dim);
     p.in["k2"] = cached(source, p, "k2", 1, m.qk_rope_head_dim, c.kv_dtype);
     if (c.form == MlaForm::absorbed) {
       queries("q1", m.kv_lora_rank);
-      p.in["k1"] = cached(source, p, "k1", 1, m.kv_lora_rank, c.kv_dtype);
+      p.in["k1"] = cached(source, p, "k1", 1, m.kv_lora_rank, c.kv_dtype, true);
       dv = m.kv_lora_rank;
     } else {  // keys and values of each head are made for the call, in f32
       queries("q1", m.qk_nope_head_dim);
       p.in["k1"] = cached(source, p, "k1", H, m.qk_nope_head_dim, DType::f32);
-      p.in["v"] = cached(source, p, "v", H, m.v_head_dim, DType::f32);
+      p.in["v"] = cached(source, p, "v", H, m.v_head_dim, DType::f32, true);
     }
   }
   p.out = {{.name = "y", .shape = {N, H, dv}}};
@@ -376,8 +423,11 @@ Tensor draw_choice(const Source& source, std::int64_t rows, std::int64_t experts
 }
 
 Tensor draw_logits(const OpCase& c, const Source& source, Shape shape) {
-  // Softmax of logits x 1e4 is one-hot: what saturates here is x 30.
-  Tensor logits = source.activations("logits", std::move(shape), c.fill == Fill::large ? 30 / 1e4 : 1);
+  // Softmax of logits x 1e4 is one-hot: what saturates here is x 30. Weights are no decision: there e^x overflows.
+  const double large = c.op == "gate_weight" ? 60 : 30;
+  Tensor logits = source.activations("logits", std::move(shape), c.fill == Fill::large ? large / 1e4 : 1);
+  if (c.op == "gate_weight" && c.fill == Fill::large)
+    for (float& x : logits.as<float>()) x = std::fabs(x);  // e^-x of the others underflows, as it may
   if (c.fill == Fill::near_tie) make_near_ties(logits);
   return logits;
 }
@@ -389,12 +439,13 @@ bool has_cache(const OpCase& c) { return c.op == "attention" || c.op == "kv_writ
 }  // namespace
 
 std::string_view name(Fill f) {
-  constexpr std::string_view kNames[] = {"normal", "large", "tiny", "zeros", "near_tie", "denormal"};
+  constexpr std::string_view kNames[] = {"normal",   "large",    "tiny",     "zeros",
+                                         "near_tie", "denormal", "bf16_tie", "hidden"};
   return kNames[static_cast<std::size_t>(f)];
 }
 
 std::string_view name(Visibility v) {
-  constexpr std::string_view kNames[] = {"causal", "padding", "rows"};
+  constexpr std::string_view kNames[] = {"causal", "padding", "rows", "open"};
   return kNames[static_cast<std::size_t>(v)];
 }
 
@@ -418,8 +469,10 @@ std::vector<OpCase> op_cases() {
         for (const auto& [dtype, stored] : f.precisions)
           for (const DType kv_dtype : f.kv_dtypes)
             for (const Fill fill : s < 2 ? f.fills : f.fills.first(1))
-              for (const Visibility v : {Visibility::causal, Visibility::padding, Visibility::rows}) {
-                if (v != Visibility::causal && !(f.masked && fill == Fill::normal && f.sizes[s].tokens > 1)) continue;
+              for (const Visibility v : {Visibility::causal, Visibility::padding, Visibility::rows, Visibility::open}) {
+                const bool whole = fill == Fill::normal && f.sizes[s].tokens > 1;  // masks of every kind
+                if (v != Visibility::causal && !(f.masked && (whole || fill == Fill::hidden))) continue;
+                if (fill == Fill::hidden && v != Visibility::padding) continue;
                 add({.op = f.op,
                      .place = f.place,
                      .model = model,
@@ -557,7 +610,7 @@ OpCost op_cost(const OpCase& c, const OpProblem& p) {
                                  .dtype = c.stored,
                                  .kv_dtype = c.kv_dtype,
                                  .mla_form = m.use_mla && c.form == MlaForm::automatic ? MlaForm::absorbed : c.form,
-                                 .causal = c.visibility != Visibility::rows,
+                                 .causal = c.visibility != Visibility::rows && c.visibility != Visibility::open,
                                  .distinct_experts = distinct});
   for (const LayerCost& layer : all.layers)
     for (const OpCost& op : layer.ops)

@@ -20,6 +20,8 @@ enum class Fill : std::uint8_t {
   zeros,     ///< 0
   near_tie,  ///< decisions only: equal values, and values one ulp apart, at the boundary of what is chosen
   denormal,  ///< below the smallest normal number of float32
+  bf16_tie,  ///< N(0, 1), halfway between two numbers of bf16: rounding to even shows
+  hidden,    ///< N(0, 1), and N(0, 1) x 1e36 in values that a padding mask hides: any weight but 0 shows
 };
 std::string_view name(Fill);
 
@@ -28,6 +30,7 @@ enum class Visibility : std::uint8_t {
   causal,
   padding,  ///< [B,T]: the first sequence padded on the left by a third, the last one on the right
   rows,     ///< [B,1,S,T]: drawn; one query sees nothing
+  open,     ///< [B,1,S,T]: ones, of what comes later too
 };
 std::string_view name(Visibility);
 

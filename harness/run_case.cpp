@@ -401,6 +401,14 @@ class CaseRun {
       Result tested, oracle;
       if (forced) input.taps = &tested.router;
       tested.out = timed(input, caches.tested->length(), B, inputs.tokens(), record);
+      const std::vector<double> logits = widen<double>(tested.out.logits.view());
+      if (!std::all_of(logits.begin(), logits.end(), [](double x) { return std::isfinite(x); })) {
+        Comparison c;
+        c.name = concat(g.id, ".logits step ", step);
+        c.passed = false;
+        c.reason = concat(c.name, ": expected finite values");
+        return record.add(c);
+      }
       std::vector<std::int64_t> chosen = argmax_last(tested.out.logits.view());
       if (forced && oracle_) {
         input.cache = caches.oracle.get();

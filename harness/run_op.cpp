@@ -1,7 +1,9 @@
 #include "harness/run_op.h"
 
 #include <algorithm>
+#include <cfenv>
 #include <cstring>
+#include <limits>
 #include <map>
 #include <ostream>
 
@@ -41,6 +43,13 @@ void fail_record(Record& record, std::string what, const std::string& reason) {
   c.passed = false;
   c.reason = concat(c.name, ": ", reason);
   record.add(c);
+}
+
+/// Every step is volatile: calls that change the environment do not keep arithmetic in its place.
+bool flushes_denormals() {
+  const volatile float smallest = std::numeric_limits<float>::min(), least = std::numeric_limits<float>::denorm_min();
+  const volatile float result = smallest * 0.5f, input = least * 0x1p100f;
+  return result == 0 || input == 0;
 }
 
 }  // namespace
@@ -108,7 +117,12 @@ Record OpRun::on(const Backend& backend, const Options& given, const TimeOp& tim
     const std::function<void()> run = kernel->prepare(problem_, options, memory);
     const auto check = [&](int pattern) {
       memory.poison(pattern);
+      std::fenv_t environment;
+      std::fegetenv(&environment);
       run();
+      const bool flushes = flushes_denormals();
+      std::fesetenv(&environment);  // or the judge, and the cases to come, would flush as well
+      if (flushes) fail_record(r, "floating-point environment", "denormal numbers are 0 after the run");
       const OpJudge::Verdict verdict = judge_->judge(memory.outputs());
       for (const Comparison& comparison : verdict.comparisons) r.add(comparison);
       r.ties += verdict.ties;

@@ -215,6 +215,17 @@ TEST_F(Broken, FaultsThatAskTheSameBothWaysAreNotSeen) {
 
 cpu::Kernels true_kernels;
 
+TEST_F(Broken, ProbabilitiesOfOneFormAlone) {
+  true_kernels = kernels_;
+  cpu::Kernels wrong = kernels_;
+  wrong.attention_probabilities = [](const cpu::AttentionParams& p, cpu::Range items) {
+    true_kernels.attention_probabilities(p, items);
+    // A sequence at a time is the expanded form.
+    if (p.batch == 1 && p.tokens == 1 && items.begin == 0) p.out[0] *= 1.01f;
+  };
+  EXPECT_TRUE(by("tiny-mla", wrong).contains("absorbed = expanded"));
+}
+
 TEST_F(Broken, RepetitionByAKernelThatRacesNowAndThen) {
   true_kernels = kernels_;
   cpu::Kernels wrong = kernels_;

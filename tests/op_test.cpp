@@ -1,7 +1,11 @@
 // Op cases: the table, what is drawn, and that the gate of single ops rejects what is wrong.
 #include <gtest/gtest.h>
+#if defined(__SSE__)
+#include <xmmintrin.h>
+#endif
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <limits>
 #include <random>
@@ -89,9 +93,10 @@ TEST(OpCases, TheTableCoversWhatItPromises) {
     for (const char* what : {" S1", " S2", " S33", " S257", " normal", " real width", " small width"})
       EXPECT_TRUE(seen.contains(concat(op, what))) << op << what;
   }
-  for (const char* what : {"attention past", "attention start", "attention kv bf16", "kv_write kv bf16", "rope past",
-                           "gate_select near_tie", "linear denormal", "linear zeros", "linear large", "linear tiny",
-                           "linear bf16", "linear f32 stored otherwise", "argmax near_tie"})
+  for (const char* what :
+       {"attention past", "attention start", "attention kv bf16", "kv_write kv bf16", "rope past",
+        "gate_select near_tie", "linear denormal", "linear zeros", "linear large", "linear tiny", "linear bf16",
+        "linear f32 stored otherwise", "argmax near_tie", "kv_write bf16_tie", "attention hidden", "gate_weight large"})
     EXPECT_TRUE(seen.contains(what)) << what;
 }
 
@@ -254,6 +259,54 @@ TEST(OpGate, RowsBeyondTheContextAreNan) {
   EXPECT_GT(C, p.call.total);
   for (std::int64_t i = 0; i < k.size(); ++i) EXPECT_EQ(std::isnan(k.at(i)), i / d % C >= p.call.total);
 }
+
+TEST(OpGate, TiesOfBf16RoundBothWays) {
+  const OpProblem p = draw(case_named("kv_write/self_attn.kv_write/tiny-mha/b2-s33-p7/f32/kv_bf16/bf16_tie"), 1);
+  std::set<bool> up;
+  for (const float x : p["first"].as<float>()) {
+    const auto bits = std::bit_cast<std::uint32_t>(x);
+    ASSERT_EQ(bits & 0xffffu, 0x8000u);
+    up.insert(bits & 0x10000u);
+  }
+  EXPECT_EQ(up.size(), 2u);
+}
+
+TEST(OpGate, LeastWeightOfAHiddenKeyIsSeen) {
+  for (const char* name : {"attention/self_attn.attention/tiny-mha/b2-s33-p7/f32/kv_f32/hidden/padding",
+                           "attention/self_attn.attention/odd-mla/expanded/b3-s2-p131/f32/kv_bf16/hidden/padding"}) {
+    const OpCase c = case_named(name);
+    EXPECT_EQ(OpRun(c, 1).on(cpu::backend(), one_thread()).status, Status::passed) << name;
+    const Backend backend = with_op(
+        {"attention", own("attention").unsupported, [](const OpProblem& p, const Options& options, OpMemory& memory) {
+           auto run = own("attention").prepare(p, options, memory);
+           auto* y = static_cast<float*>(memory.output("y", DType::f32));
+           const std::int64_t last = p.rows() / p.call.batch - 1, width = p.out[0].shape[1] * p.out[0].shape[2];
+           // The first sequence's first key is padding, and its last query sees others.
+           const auto leak = static_cast<float>(p["v"].at(0) * std::numeric_limits<float>::min());
+           return std::function<void()>([=] { run(), y[last * width] += leak; });
+         }});
+    EXPECT_EQ(OpRun(c, 1).on(backend, one_thread()).status, Status::failed) << name;
+  }
+}
+
+#if defined(__SSE__)
+TEST(OpGate, KernelThatLeavesDenormalsFlushedIsSeen) {
+  const Backend backend = with_op(
+      {"rms_norm", own("rms_norm").unsupported, [](const OpProblem& p, const Options& options, OpMemory& memory) {
+         return std::function<void()>([run = own("rms_norm").prepare(p, options, memory)] {
+           run();
+           _mm_setcsr(_mm_getcsr() | _MM_FLUSH_ZERO_ON | 0x40u);  // results, and inputs
+         });
+       }});
+  const unsigned before = _mm_getcsr();
+  const Record r =
+      OpRun(case_named("rms_norm/input_layernorm/tiny-mha/b1-s1-p0/f32/normal"), 1).on(backend, one_thread());
+  EXPECT_EQ(r.status, Status::failed);
+  EXPECT_NE(r.reason.find("denormal"), std::string::npos) << r.reason;
+  constexpr unsigned kFlags = _MM_FLUSH_ZERO_ON | 0x40u;
+  EXPECT_EQ(_mm_getcsr() & kFlags, before & kFlags) << "the harness flushes no more than before";
+}
+#endif
 
 /// Judges a choice of experts made from the right one by `change`.
 Comparison judge_choice(std::string_view name,
