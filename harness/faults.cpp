@@ -99,6 +99,19 @@ void with_angles(cpu::RopeParams p, Range items, F&& f) {
   right.rope(p, items);
 }
 
+/// Chooses for one token among the experts that are worth more than 0 or have no value of exactly 0: what a mask of
+/// -inf leaves. `choice` holds what competed, zeros for rejected groups.
+void choose_without_rejected(const cpu::GateParams& p, std::int64_t token) {
+  const float* choice = p.choice + token * p.experts;
+  std::vector<std::int64_t> kept, ids;
+  for (std::int64_t e = 0; e < p.experts; ++e) (choice[e] != 0 ? kept : ids).push_back(e);
+  std::stable_sort(kept.begin(), kept.end(), [&](auto a, auto b) { return choice[a] > choice[b]; });
+  kept.insert(kept.end(), ids.begin(), ids.end());
+  kept.resize(static_cast<std::size_t>(p.top_k));
+  std::sort(kept.begin(), kept.end());
+  std::copy(kept.begin(), kept.end(), p.topk_idx + token * p.top_k);
+}
+
 const Fault kFaults[] = {
     DSV2_FAULT(embedding, EmbeddingParams, "row of the id before",
                std::vector<std::int64_t> ids(p.ids, p.ids + items.end); for (auto& id : ids) id = std::max<std::int64_t>(id - 1, 0);
@@ -183,6 +196,8 @@ const Fault kFaults[] = {
                }),
     DSV2_FAULT(gate_select, GateParams, "correction bias ignored", p.bias = nullptr;
                if (given.bias) { const std::vector<float> none(static_cast<std::size_t>(p.experts), 0.0f); p.bias = none.data(); right.gate_select(p, items); } else { right.gate_select(p, items); }),
+    DSV2_FAULT(gate_select, GateParams, "rejected groups at -inf instead of 0", right.gate_select(p, items);
+               if (p.method != TopkMethod::greedy) for (std::int64_t i = items.begin; i < items.end; ++i) choose_without_rejected(p, i);),
     DSV2_FAULT(gate_select, GateParams, "group limit ignored", p.groups = p.top_groups = 1; right.gate_select(p, items);),
 
     DSV2_FAULT(gate_weight, GateParams, "normalisation flipped", p.normalise = !p.normalise; right.gate_weight(p, items);),

@@ -129,6 +129,7 @@ constexpr struct {
     {"group-limited-overflow", gate_overflow},
     {"group-limited-norm", group_limited_norm},
     {"noaux-tc", gate_model<TopkMethod::noaux_tc, ScoringFunc::sigmoid>},
+    {"noaux-tc-negative", gate_model<TopkMethod::noaux_tc, ScoringFunc::sigmoid>},
     {"noaux-tc-softmax", gate_model<TopkMethod::noaux_tc, ScoringFunc::softmax>},
     {"top1", top1},
 };
@@ -156,9 +157,15 @@ constexpr std::string_view kFewExperts[] = {"deepseek-ocr-8-experts"};
 constexpr std::string_view kRopes[] = {"mha-linear",    "mha-dynamic", "mha-yarn",    "mha-yarn-wide",
                                        "mla-yarn-wide", "mla-linear",  "mla-dynamic", "mla-yarn"};
 constexpr std::string_view kActivations[] = {"gelu", "gelu-tanh", "relu"};
-constexpr std::string_view kGates[] = {
-    "greedy",   "greedy-sigmoid",   "group-limited", "group-limited-overflow", "group-limited-norm",
-    "noaux-tc", "noaux-tc-softmax", "top1"};
+constexpr std::string_view kGates[] = {"greedy",
+                                       "greedy-sigmoid",
+                                       "group-limited",
+                                       "group-limited-overflow",
+                                       "group-limited-norm",
+                                       "noaux-tc",
+                                       "noaux-tc-softmax",
+                                       "noaux-tc-negative",
+                                       "top1"};
 
 constexpr std::string_view kUngrouped[] = {"greedy", "greedy-sigmoid"};
 
@@ -570,7 +577,9 @@ OpProblem draw(const OpCase& c, std::uint64_t seed) {
     p.out = {{.name = "q_latent", .shape = {N, H, R}}, {.name = "y", .shape = {N, H * m.v_head_dim}}};
   } else if (c.op == "gate_select" || c.op == "gate_weight") {
     p.in["logits"] = draw_logits(c, source, {N, E});
-    if (m.topk_method == TopkMethod::noaux_tc) p.in["bias"] = source.normal("bias", {E}, DType::f32, 0, 0.05);
+    // A bias that makes all values negative: a rejected group's 0 then wins (QUIRKS 7).
+    const double mean = c.model == "noaux-tc-negative" ? -1.5 : 0;
+    if (m.topk_method == TopkMethod::noaux_tc) p.in["bias"] = source.normal("bias", {E}, DType::f32, mean, 0.05);
     if (c.op == "gate_select") {
       p.out = {{.name = "topk_idx", .shape = {N, k}}};
     } else {
