@@ -5,7 +5,7 @@
 namespace dsv2::harness {
 
 bool is_timed_by_default(const OpCase& c) {
-  return c.model.starts_with("deepseek") && c.fill == Fill::normal && c.visibility == Visibility::causal;
+  return has_real_widths(c) && c.fill == Fill::normal && c.visibility == Visibility::causal;
 }
 
 Record bench_op(OpRun& run, const Backend& backend, const Options& options, const TimingOptions& given,

@@ -34,7 +34,7 @@ std::string supported(const Backend& backend, std::string_view op, const std::ve
     if (!kernel || c.op != op || c.tokens > 1) continue;
     std::string word(name(c.dtype));
     if (c.stored != c.dtype) word += concat("-on-", name(c.stored));
-    if (c.op == "attention" || c.op == "kv_write") word = concat("kv ", name(c.kv_dtype));
+    if (has_cache(c)) word = concat("kv ", name(c.kv_dtype));
     if (!seen.insert(word).second || kernel->unsupported(draw(c, 1), op_options(c, backend, {}))) continue;
     list += (list.empty() ? "" : ", ") + word;
   }
@@ -61,7 +61,7 @@ int run(const std::string& json_path) {
                     {"description", b.description}});
   }
   std::vector<OpCase> cases = op_cases();
-  std::erase_if(cases, [](const OpCase& c) { return c.model.starts_with("deepseek"); });
+  std::erase_if(cases, has_real_widths);
   Json ops = Json::array();
   std::vector<std::string> heads = {"op"};
   for (const Backend& b : backends()) heads.emplace_back(b.name);

@@ -42,22 +42,6 @@ struct Group {
   std::vector<DecoderRow> rows;
 };
 
-/// "2%" or "0.02" as 0.02.
-double parse_relative_error(const std::string& text) {
-  std::size_t read = 0;
-  double value = 0;
-  try {
-    value = std::stod(text, &read);
-  } catch (const std::exception&) {
-    read = 0;
-  }
-  const std::string unit = text.substr(read);
-  if (unit == "%") value /= 100;
-  DSV2_CHECK(read > 0 && (unit.empty() || unit == "%") && value > 0 && value < 1,
-             "--relative-error: expected a share like 2% or 0.02, found ", text);
-  return value;
-}
-
 /// How many times everything is measured.
 int block_count(const BenchFlags& flags) {
   if (flags.noise.empty()) return 1;
@@ -75,7 +59,9 @@ DecoderBenchOptions bench_options(const BenchFlags& flags) {
                "--repetitions: a fixed number, so --relative-error, --min-samples and --time-budget do not apply");
     timing.fixed_samples = *flags.repetitions;
   }
-  if (flags.relative_error) timing.relative_error = parse_relative_error(*flags.relative_error);
+  if (flags.relative_error) timing.relative_error = parse_share(*flags.relative_error, "--relative-error");
+  DSV2_CHECK(timing.relative_error > 0 && timing.relative_error < 1,
+             "--relative-error: expected a share above 0 and below 100%, found ", flags.relative_error.value_or(""));
   if (flags.min_samples) timing.min_samples = *flags.min_samples;
   if (flags.time_budget) timing.budget_s = *flags.time_budget;
   DSV2_CHECK(timing.budget_s > 0 && timing.budget_s < 1e6, "--time-budget: expected seconds above 0, found ",
@@ -206,9 +192,19 @@ void print_op_speeds(const std::vector<Record>& records, std::ostream& out) {
     if (r.status != Status::passed) out << '\n' << name(r.status) << ": " << r.name << "\n  " << r.reason << '\n';
 }
 
+/// A report that says how it came about, of threads that are pinned where that was asked for.
+Report start_report(const BenchFlags& flags) {
+  if (flags.pin) pin_threads(flags.backend.thread_count());
+  Report report;
+  report.argv = command_line();
+  report.seed = flags.model.seed();
+  report.threads = flags.backend.thread_count();
+  report.pinned = threads_are_pinned();
+  return report;
+}
+
 /// --op: single ops, from the table of op cases.
 int run_ops(const BenchFlags& flags) {
-  DSV2_CHECK(!flags.model.given(), "--op: expected without --model and --preset: each op case names its model");
   const std::regex filter = parse_filter(flags.filter);
   std::vector<OpCase> cases = chosen_cases(
       {flags.ops, flags.dtypes, [&](std::string_view n) { return std::regex_search(n.begin(), n.end(), filter); }});
@@ -218,12 +214,7 @@ int run_ops(const BenchFlags& flags) {
     for (const OpCase& c : cases) std::cout << c.name() << (flags.cold ? "/cold" : "") << '\n';
     return static_cast<int>(cases.empty() ? ExitCode::nothing_checked : ExitCode::passed);
   }
-  if (flags.pin) pin_threads(flags.backend.thread_count());
-  Report report;
-  report.argv = command_line();
-  report.seed = flags.model.seed();
-  report.threads = flags.backend.thread_count();
-  report.pinned = threads_are_pinned();
+  Report report = start_report(flags);
   MeasuredLimits limits;
   const std::vector<const Backend*> chosen = flags.backend.backends();
   const std::vector<Options> options = flags.backend.every_options("f32");
@@ -268,12 +259,7 @@ int run(const BenchFlags& flags) {
   const std::vector<Group> groups = plan(flags);
   if (groups.empty()) std::cerr << "dsv2: no row to measure: see --filter, --prompt and --generate\n";
   if (flags.list) return list(config, groups);
-  if (flags.pin) pin_threads(flags.backend.thread_count());
-  Report report;
-  report.argv = command_line();
-  report.seed = flags.model.seed();
-  report.threads = flags.backend.thread_count();
-  report.pinned = threads_are_pinned();
+  Report report = start_report(flags);
   MeasuredLimits limits;
   limits.of(report.threads);
   const ParameterCount parameters = count_parameters(config);
@@ -310,10 +296,10 @@ void add_bench(CLI::App& app, ExitCode& code) {
                   "Of matrices and their arithmetic: f32, bf16 (default bf16; with --op: all)")
       ->delimiter(',')
       ->allow_extra_args(false);
-  sub->add_option("--op", flags->ops,
-                  "Single ops instead, at real widths or those of --filter: " + known_ops() + "; all")
-      ->delimiter(',')
-      ->allow_extra_args(false);
+  CLI::Option* op = sub->add_option("--op", flags->ops,
+                                    "Single ops instead, at real widths or those of --filter: " + known_ops() + "; all")
+                        ->delimiter(',')
+                        ->allow_extra_args(false);
   sub->add_option("--prompt", flags->prompt,
                   "Tokens of a prefill; lists and ranges: 128,512 or 1-8*2 (default 512; 0: none)");
   sub->add_option("--generate", flags->generate, "Decode steps in one repetition (default 64; 0: none)")
@@ -337,6 +323,10 @@ void add_bench(CLI::App& app, ExitCode& code) {
   sub->add_flag("--list", flags->list, "Print the names of the rows, and measure nothing");
   flags->outputs.add_to(*sub);
   flags->outputs.add_other(*sub, "--trace", "One prefill and one decode step by op, for ui.perfetto.dev (-: stdout)");
+  // An op case names its model and its shape; what it cannot take is refused, not ignored.
+  for (const char* other :
+       {"--model", "--preset", "--prompt", "--generate", "--depth", "--batch", "--kv-dtype", "--attention", "--trace"})
+    op->excludes(sub->get_option(other));
   sub->callback([flags, &code] { code = static_cast<ExitCode>(run(*flags)); });
 }
 

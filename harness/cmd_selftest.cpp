@@ -117,7 +117,7 @@ class SmallOpCases {
  public:
   explicit SmallOpCases(std::uint64_t seed) {
     for (const OpCase& c : op_cases())
-      if (!c.model.starts_with("deepseek") && c.tokens <= 33) runs_.emplace_back(c, std::make_unique<OpRun>(c, seed));
+      if (is_small(c)) runs_.emplace_back(c, std::make_unique<OpRun>(c, seed));
   }
   /// The name of the first that rejects these kernels, of those that run kernel `op` in `dtype`; f32 where no other
   /// precision of the op exists.
@@ -165,7 +165,7 @@ OpAlarms check_op_seeds(std::int64_t seeds, std::uint64_t first_seed, std::ostre
   alarms.record.op = "ops";
   alarms.record.coverage = concat("an eighth of the small op cases with each of ", seeds, " seeds");
   std::vector<OpCase> cases = op_cases();
-  std::erase_if(cases, [](const OpCase& c) { return c.model.starts_with("deepseek") || c.tokens > 33; });
+  std::erase_if(cases, [](const OpCase& c) { return !is_small(c); });
   Options options;
   options.threads = 1;
   ProgressLine progress("op cases without a fault");

@@ -158,7 +158,4 @@ RunComparison compare_runs(const Json& base, std::string base_label, const Json&
 /// largest budget count. Throws Error for an empty list.
 Json pool_rounds(const std::vector<Json>& reports);
 
-/// "5%", "5 %" or "0.05" as 0.05. Throws Error naming `flag` for anything else, or below 0.
-double parse_share(std::string_view text, std::string_view flag);
-
 }  // namespace dsv2::harness

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -141,6 +142,21 @@ std::regex parse_filter(const std::string& text) {
   } catch (const std::regex_error& e) {
     fail("--filter: expected a regular expression, found ", text, ": ", e.what());
   }
+}
+
+double parse_share(std::string_view text, std::string_view flag) {
+  std::string number(text);
+  double scale = 1;
+  if (number.ends_with('%')) {
+    number.pop_back();
+    while (number.ends_with(' ')) number.pop_back();
+    scale = 0.01;
+  }
+  char* end = nullptr;
+  const double value = std::strtod(number.c_str(), &end);
+  const bool plain = !number.empty() && number.find_first_not_of("0123456789.") == std::string::npos;
+  DSV2_CHECK(plain && *end == '\0', flag, ": expected a share like 5% or 0.05, found ", text);
+  return value * scale;
 }
 
 std::vector<std::string> command_line() {

@@ -66,6 +66,9 @@ std::vector<std::int64_t> parse_ids(std::string_view text, std::string_view flag
 /// The regular expression of --filter; throws Error naming the flag for one that is none.
 std::regex parse_filter(const std::string& text);
 
+/// "5%", "5 %" or "0.05" as 0.05. Throws Error naming `flag` for anything else, or below 0.
+double parse_share(std::string_view text, std::string_view flag);
+
 /// argv of this process.
 std::vector<std::string> command_line();
 

@@ -441,9 +441,16 @@ Tensor draw_logits(const OpCase& c, const Source& source, Shape shape) {
 
 std::string size_name(const OpCase& c) { return concat("b", c.batch, "-s", c.tokens, "-p", c.past); }
 
-bool has_cache(const OpCase& c) { return c.op == "attention" || c.op == "kv_write"; }
-
 }  // namespace
+
+bool has_real_widths(const OpCase& c) { return c.model.starts_with("deepseek"); }
+
+bool is_small(const OpCase& c) {
+  constexpr std::int64_t kFewTokens = 33;
+  return !has_real_widths(c) && c.tokens <= kFewTokens;
+}
+
+bool has_cache(const OpCase& c) { return c.op == "attention" || c.op == "kv_write"; }
 
 std::string_view name(Fill f) {
   constexpr std::string_view kNames[] = {"normal",   "large",    "tiny",     "zeros",

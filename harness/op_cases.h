@@ -52,6 +52,13 @@ struct OpCase {
   std::string name() const;
 };
 
+/// Widths of a published model, as opposed to small ones that take next to no time.
+bool has_real_widths(const OpCase& op_case);
+/// Small widths and few rows: hundreds of them take a second.
+bool is_small(const OpCase& op_case);
+/// Reads or writes a cache, and so has a KV dtype.
+bool has_cache(const OpCase& op_case);
+
 /// All of them, in the order of the decoder.
 std::vector<OpCase> op_cases();
 /// The ops that have cases.

@@ -52,6 +52,9 @@ Json comparison_json(const Comparison& c) {
           {"message", describe(c)}};
 }
 
+/// A limit; null where it was not measured.
+Json measured(double limit) { return limit > 0 ? finite_or_null(limit) : Json(nullptr); }
+
 Json sampling_json(const Sampling& s) {
   return {{"stopped", name(s.stopped)},
           {"cache", s.cold ? "cold" : "warm"},
@@ -199,9 +202,9 @@ Json Report::to_json() const {
                   {"memory_bytes", m.memory_bytes},
                   {"last_level_cache_bytes", value_or_null(m.last_level_cache_bytes)},
                   {"cache_bytes", value_or_null(m.cache_bytes)},
-                  {"read_bandwidth_gb_s", finite_or_null(limits.read_bandwidth_gb_s)},
+                  {"read_bandwidth_gb_s", measured(limits.read_bandwidth_gb_s)},
                   {"peak_gflop_s",
-                   {{"f32", finite_or_null(limits.peak_f32_gflop_s)},
+                   {{"f32", measured(limits.peak_f32_gflop_s)},
                     {"bf16", value_or_null(limits.peak_bf16_gflop_s)},
                     {"int8", value_or_null(limits.peak_int8_gflop_s)}}}};
   j["model"] = model;

@@ -117,7 +117,7 @@ struct GateTest {
 struct Report {
   std::vector<std::string> argv;
   std::optional<std::uint64_t> seed;
-  MachineLimits limits;
+  MachineLimits limits;  ///< zeros: not measured, where nothing is timed
   int threads = 0;
   bool pinned = false;  ///< each thread to a core of its own
   Json model;           ///< config and checkpoint identity; null for check, whose records name their cases

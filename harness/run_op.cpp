@@ -97,7 +97,7 @@ Record OpRun::on(const Backend& backend, const Options& given, const TimeOp& tim
   r.phase = "op";
   r.backend = backend.name;
   r.dtype = dsv2::name(c.dtype);
-  if (c.op == "attention" || c.op == "kv_write") r.kv_dtype = dsv2::name(c.kv_dtype);
+  if (has_cache(c)) r.kv_dtype = dsv2::name(c.kv_dtype);
   r.batch = c.batch;
   r.prompt = c.tokens;
   r.depth = c.past;

@@ -1,5 +1,6 @@
 // Verdicts on simulated timings, whose truth is known, and on reports built by hand.
 #include "harness/compare_runs.h"
+#include "harness/flags.h"
 
 #include <gtest/gtest.h>
 

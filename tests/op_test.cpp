@@ -36,7 +36,7 @@ std::uint64_t drawn_seed() {
 /// Cases that take next to no time: all but those of real widths and many rows.
 std::vector<OpCase> quick_cases() {
   std::vector<OpCase> cases = op_cases();
-  std::erase_if(cases, [](const OpCase& c) { return c.model.starts_with("deepseek") || c.tokens > 33; });
+  std::erase_if(cases, [](const OpCase& c) { return !is_small(c); });
   return cases;
 }
 
@@ -85,7 +85,7 @@ TEST(OpCases, TheTableCoversWhatItPromises) {
     seen.insert(concat(op, c.past > 0 ? " past" : " start"));
     seen.insert(concat(op, " ", name(c.fill)));
     seen.insert(concat(op, " ", dsv2::name(c.dtype), c.stored != c.dtype ? " stored otherwise" : ""));
-    seen.insert(concat(op, c.model.starts_with("deepseek") ? " real width" : " small width"));
+    seen.insert(concat(op, has_real_widths(c) ? " real width" : " small width"));
     seen.insert(concat(op, " kv ", dsv2::name(c.kv_dtype)));
   }
   for (const char* op :
