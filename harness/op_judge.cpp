@@ -27,22 +27,18 @@ constexpr double kLargestSlope = 1.13;    // of silu, gelu and its tanh form; re
 
 Values values_of(const Tensor& t) {
   const std::int64_t cols = t.dim(-1);
-  Values m(t.size() / cols, cols);
-  widen_into<double>(t.view(), m.data());
-  return m;
+  const std::int64_t rows = t.size() / cols;
+  return reference::widen_rows<double>({t.dtype(), {rows, cols}, t.data()}, 0, rows);
 }
 
 /// (x^2) (W^2)^T, W [out, in] taken a block of rows at a time.
 Values squares(const Values& x2, const TensorView& weight) {
   constexpr std::int64_t kBlock = 1024;
-  const std::int64_t out = weight.dim(0), in = weight.dim(1);
+  const std::int64_t out = weight.dim(0);
   Values sums(x2.rows(), out);
   for (std::int64_t first = 0; first < out; first += kBlock) {
     const std::int64_t count = std::min(kBlock, out - first);
-    TensorView block{weight.dtype, {count, in}, nullptr};
-    block.data = static_cast<const char*>(weight.data) + first * in * bits(weight.dtype) / 8;
-    Values w(count, in);
-    widen_into<double>(block, w.data());
+    const Values w = reference::widen_rows<double>(weight, first, count);
     sums.middleCols(first, count).noalias() = x2 * w.cwiseAbs2().transpose();
   }
   return sums;
@@ -123,12 +119,8 @@ std::vector<double> attention_root(const OpProblem& p) {
   const Tensor& values = p.has("v") ? p["v"] : p["k1"];
   const double scale = reference::softmax_scale(p.config);
   const auto cached = [&](const Tensor& t, std::int64_t b, std::int64_t head) {
-    const std::int64_t C = t.dim(2), dim = t.dim(3);
-    TensorView rows{t.dtype(), {T, dim}, nullptr};
-    rows.data = static_cast<const char*>(t.data()) + (b * t.dim(1) + head) * C * dim * bits(t.dtype()) / 8;
-    Values m(T, dim);
-    widen_into<double>(rows, m.data());
-    return m;
+    const std::int64_t heads = t.dim(1), C = t.dim(2), dim = t.dim(3);
+    return reference::widen_rows<double>({t.dtype(), {B * heads * C, dim}, t.data()}, (b * heads + head) * C, T);
   };
   const auto queries = [&](const Tensor& t, std::int64_t b, std::int64_t h) {
     const std::int64_t d = t.dim(2);

@@ -115,7 +115,8 @@ AttentionResult<Scalar> attention(const AttentionHead<Scalar>& head, Scalar scal
   if (head.q2.cols() > 0) p += head.q2 * head.k2.transpose();
   p *= scale;
   masked_softmax(p, call, b);
-  return {p * head.v, p};
+  Matrix<Scalar> output = p * head.v;
+  return {std::move(output), std::move(p)};
 }
 
 double softmax_scale(const Config& config) {

@@ -8,15 +8,12 @@
 #include <csignal>
 #include <sstream>
 #include <thread>
-#include <valijson/adapters/nlohmann_json_adapter.hpp>
-#include <valijson/schema.hpp>
-#include <valijson/schema_parser.hpp>
-#include <valijson/validator.hpp>
 
 #include "harness/report.h"
 #include "model/file.h"
 #include "model/json.h"
-#include "temporary_folder.h"
+#include "tests/json_schema.h"
+#include "tests/temporary_folder.h"
 
 namespace dsv2::harness {
 namespace {
@@ -52,19 +49,7 @@ void expect_clean(const TemporaryFolder& folder) {
 }
 
 std::string complaints(const fs::path& file) {
-  const Plain source = parse_json(read_text_file(DSV2_SOURCE_DIR "/reports/compare.schema.json"), "schema");
-  valijson::Schema schema;
-  valijson::SchemaParser().populateSchema(valijson::adapters::NlohmannJsonAdapter(source), schema);
-  const Plain json = parse_json(read_text_file(file), file.string());
-  valijson::ValidationResults results;
-  if (valijson::Validator().validate(schema, valijson::adapters::NlohmannJsonAdapter(json), &results)) return {};
-  std::string all = "invalid";
-  for (valijson::ValidationResults::Error error; results.popError(error);) {
-    all += '\n';
-    for (const std::string& part : error.context) all += part;
-    all.append(": ").append(error.description);
-  }
-  return all;
+  return testing::schema_complaints(read_text_file(file), "compare.schema.json");
 }
 
 Record record(const std::string& name, double ns) {

@@ -5,14 +5,11 @@
 #include <cstdio>
 #include <cstdlib>
 #include <limits>
-#include <valijson/adapters/nlohmann_json_adapter.hpp>
-#include <valijson/schema.hpp>
-#include <valijson/schema_parser.hpp>
-#include <valijson/validator.hpp>
 
 #include "harness/report.h"
 #include "model/file.h"
 #include "model/json.h"
+#include "tests/json_schema.h"
 #include "tests/temporary_folder.h"
 
 namespace dsv2::harness {
@@ -20,27 +17,8 @@ namespace {
 
 using Plain = nlohmann::json;
 using dsv2::testing::TemporaryFolder;
-using Adapter = valijson::adapters::NlohmannJsonAdapter;
 
-/// What is wrong with `report`; empty when it is valid. Throws Error where the text is not JSON (a bare NaN).
-std::string complaints(const std::string& text) {
-  static const valijson::Schema* schema = [] {
-    static const Plain source = parse_json(read_text_file(DSV2_SOURCE_DIR "/reports/schema.json"), "schema.json");
-    auto* parsed = new valijson::Schema;
-    valijson::SchemaParser().populateSchema(Adapter(source), *parsed);
-    return parsed;
-  }();
-  const Plain report = parse_json(text, "report");
-  valijson::ValidationResults results;
-  if (valijson::Validator().validate(*schema, Adapter(report), &results)) return {};
-  std::string all = "invalid";
-  for (valijson::ValidationResults::Error error; results.popError(error);) {
-    all += '\n';
-    for (const std::string& part : error.context) all += part;
-    all.append(": ").append(error.description);
-  }
-  return all;
-}
+std::string complaints(const std::string& report) { return testing::schema_complaints(report, "schema.json"); }
 
 Record timed(Status status) {
   Record r;
