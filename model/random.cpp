@@ -26,11 +26,11 @@ inline float normal(std::uint64_t stream, std::int64_t i) {
 }
 
 template <class T>
-void fill(T* out, std::int64_t count, std::uint64_t stream, float mean, float deviation) {
+void fill(T* out, std::int64_t count, std::uint64_t stream, float mean, float deviation, std::int64_t first) {
 #pragma omp parallel for schedule(static) if (count >= kParallelFrom)
   for (std::int64_t i = 0; i < count; ++i) {
     // In double the product is exact, so that a fused multiply-add changes nothing.
-    const auto value = static_cast<float>(double{mean} + double{deviation} * normal(stream, i));
+    const auto value = static_cast<float>(double{mean} + double{deviation} * normal(stream, first + i));
     if constexpr (std::is_same_v<T, bf16_t>)
       out[i] = to_bf16(value);
     else
@@ -48,13 +48,14 @@ std::uint64_t random_stream(std::uint64_t seed, std::string_view name) {
 
 std::uint64_t random_bits(std::uint64_t stream, std::int64_t i) { return bits_of(stream, i); }
 
-void fill_normal(void* out, DType dtype, std::int64_t count, std::uint64_t stream, float mean, float deviation) {
+void fill_normal(void* out, DType dtype, std::int64_t count, std::uint64_t stream, float mean, float deviation,
+                 std::int64_t first) {
   DSV2_CHECK(dtype == DType::f32 || dtype == DType::bf16, "random numbers: expected dtype f32 or bf16, found ",
              name(dtype));
   if (dtype == DType::bf16)
-    fill(static_cast<bf16_t*>(out), count, stream, mean, deviation);
+    fill(static_cast<bf16_t*>(out), count, stream, mean, deviation, first);
   else
-    fill(static_cast<float*>(out), count, stream, mean, deviation);
+    fill(static_cast<float*>(out), count, stream, mean, deviation, first);
 }
 
 }  // namespace dsv2

@@ -14,8 +14,10 @@ std::uint64_t random_stream(std::uint64_t seed, std::string_view name);
 /// Element i of a stream: 64 bits.
 std::uint64_t random_bits(std::uint64_t stream, std::int64_t i);
 
-/// Fills `out` (`dtype` f32 or bf16, `count` elements) with mean + deviation * z, rounded to the dtype, in parallel. z
-/// is the sum of four 16-bit uniforms: mean 0, variance 1, bell-shaped, within 3.47, kurtosis 2.7 instead of 3.
-void fill_normal(void* out, DType dtype, std::int64_t count, std::uint64_t stream, float mean, float deviation);
+/// Fills `out` (`dtype` f32 or bf16) with elements first..first+count-1 of mean + deviation * z, rounded to the dtype,
+/// in parallel. z is the sum of four 16-bit uniforms: mean 0, variance 1, bell-shaped, within 3.47, kurtosis 2.7
+/// instead of 3.
+void fill_normal(void* out, DType dtype, std::int64_t count, std::uint64_t stream, float mean, float deviation,
+                 std::int64_t first = 0);
 
 }  // namespace dsv2

@@ -5,6 +5,8 @@
 #include <limits>
 #include <new>
 
+#include "model/quantised.h"
+
 namespace dsv2 {
 namespace {
 
@@ -67,6 +69,13 @@ std::int64_t element_count(const Shape& shape) {
     if (d != 0) n *= d;
   }
   return zero ? 0 : n;
+}
+
+std::int64_t array_bytes(DType dtype, const Shape& shape) {
+  const std::int64_t count = element_count(shape);
+  if (!is_quantised(dtype) || shape.size() < 2 || count == 0) return (count * bits(dtype) + 7) / 8;
+  const std::int64_t rows = shape[shape.size() - 2], cols = shape.back();
+  return count / (rows * cols) * ((rows + kQuantPanel - 1) / kQuantPanel) * quantised_panel_bytes(dtype, cols);
 }
 
 std::string to_string(const Shape& shape) {
@@ -133,6 +142,8 @@ void convert_span(std::span<const From> from, To* to) {
 
 template <class To>
 void convert_into(const TensorView& v, To* to) {
+  if constexpr (std::is_same_v<To, float> || std::is_same_v<To, double>)
+    if (is_quantised(v.dtype) && v.shape.size() == 2) return widen_rows_into(v, 0, v.dim(0), to);
   switch (v.dtype) {
     case DType::f64:
       return convert_span(v.as<double>(), to);
@@ -171,6 +182,7 @@ template std::vector<float> widen<float>(const TensorView&);
 template std::vector<double> widen<double>(const TensorView&);
 
 Tensor convert(const TensorView& view, DType dtype) {
+  if (is_quantised(dtype)) return quantise(view, dtype);
   Tensor t(dtype, view.shape);
   switch (dtype) {
     case DType::f64:

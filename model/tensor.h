@@ -23,8 +23,10 @@ enum class DType : std::uint8_t { f64, f32, bf16, f16, i64, i8, i4 };
 std::string_view name(DType dtype);
 /// The inverse of name(); nullopt for an unknown word.
 std::optional<DType> parse_dtype(std::string_view text);
-/// Size of one element in bits (4 for i4).
+/// Size of one element in bits (4 for i4), without scales.
 int bits(DType dtype);
+/// i8 and i4: of rank 2 and more, integers with scales in panels of rows (model/quantised.h); of rank 1, plain bytes.
+constexpr bool is_quantised(DType dtype) { return dtype == DType::i8 || dtype == DType::i4; }
 /// Unit roundoff: half the distance from 1 to the next number. f64 2^-53, f32 2^-24, f16 2^-11, bf16 2^-8; 0 for
 /// integers.
 double unit_roundoff(DType dtype);
@@ -52,6 +54,8 @@ using Shape = std::vector<std::int64_t>;
 
 /// Product of the dimensions; throws Error when one is negative or the product does not fit in 63 bits.
 std::int64_t element_count(const Shape& shape);
+/// Bytes that an array takes: element by element, or as model/quantised.h lays out a matrix.
+std::int64_t array_bytes(DType dtype, const Shape& shape);
 /// "[2, 6, 96]"
 std::string to_string(const Shape& shape);
 
@@ -90,13 +94,14 @@ struct TensorView {
 
   explicit operator bool() const { return data != nullptr; }
   std::int64_t size() const { return element_count(shape); }
-  std::int64_t bytes() const { return (size() * bits(dtype) + 7) / 8; }
+  std::int64_t bytes() const { return array_bytes(dtype, shape); }
   /// Dimension i; negative counts from the back.
   std::int64_t dim(int i) const { return shape.at(i < 0 ? shape.size() + i : i); }
-  /// Elements as T; throws Error unless T is this view's dtype.
+  /// Elements as T; throws Error unless T is this view's dtype. A quantised matrix has none.
   template <class T>
   std::span<const T> as() const {
-    DSV2_CHECK(dtype == dtype_of<T>(), "tensor has dtype ", name(dtype), ", expected ", name(dtype_of<T>()));
+    DSV2_CHECK(dtype == dtype_of<T>() && !(is_quantised(dtype) && shape.size() > 1), "tensor has dtype ", name(dtype),
+               ", expected ", name(dtype_of<T>()));
     return {static_cast<const T*>(data), static_cast<std::size_t>(size())};
   }
   /// Element i, widened exactly (f64, f32, bf16, f16, i64, i8). For tests, comparison and printing, not for inner
@@ -161,7 +166,7 @@ void widen_into(const TensorView& view, T* to);
 extern template void widen_into<float>(const TensorView&, float*);
 extern template void widen_into<double>(const TensorView&, double*);
 
-/// Elements converted to `dtype` (f64, f32, bf16, f16), rounding to nearest even.
+/// Elements converted to `dtype`: f64, f32, bf16 and f16 round to nearest even, i8 and i4 as quantise().
 Tensor convert(const TensorView& view, DType dtype);
 
 }  // namespace dsv2

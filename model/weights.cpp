@@ -9,6 +9,7 @@
 #include "model/file.h"
 #include "model/json.h"
 #include "model/memory.h"
+#include "model/quantised.h"
 #include "model/random.h"
 #include "model/safetensors.h"
 
@@ -159,6 +160,28 @@ Fill fill_of(std::string_view name, const Shape& shape) {
   return {.scale = static_cast<float>(1 / std::sqrt(static_cast<double>(shape[1]))), .always_f32 = gate};
 }
 
+/// In which dtype a tensor of weights in `dtype` is stored: vectors, and what decides, stay f32 or as they are (bias).
+DType stored_dtype(std::string_view name, const Shape& shape, DType dtype) {
+  if (fill_of(name, shape).always_f32) return DType::f32;
+  return shape.size() == 1 && is_quantised(dtype) ? DType::bf16 : dtype;
+}
+
+/// Draws all of `view` into `to`; of a quantised matrix panel by panel, so that it never exists as floats.
+void draw(std::byte* to, const TensorView& view, std::uint64_t stream, const Fill& how) {
+  if (!is_quantised(view.dtype)) return fill_normal(to, view.dtype, view.size(), stream, how.mean, how.scale);
+  const std::int64_t rows = view.dim(0), cols = view.dim(1), panel_bytes = quantised_panel_bytes(view.dtype, cols);
+#pragma omp parallel
+  {
+    std::vector<float> wide(static_cast<std::size_t>(kQuantPanel * cols));
+#pragma omp for
+    for (std::int64_t first = 0; first < rows; first += kQuantPanel) {
+      const std::int64_t count = std::min(kQuantPanel, rows - first);
+      fill_normal(wide.data(), DType::f32, count * cols, stream, how.mean, how.scale, first * cols);
+      quantise_panel(wide.data(), count, cols, view.dtype, to + first / kQuantPanel * panel_bytes);
+    }
+  }
+}
+
 std::int64_t aligned(std::int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 /// The views of a model before they have data: name, shape and the field to set.
@@ -242,13 +265,13 @@ std::shared_ptr<const Weights> Weights::load(const std::filesystem::path& path, 
 std::shared_ptr<const Weights> Weights::random(const Config& config, std::uint64_t seed, DType dtype,
                                                const Progress& progress) {
   config.validate();
-  DSV2_CHECK(dtype == DType::f32 || dtype == DType::bf16, "random weights: expected dtype f32 or bf16, found ",
-             name(dtype));
+  DSV2_CHECK(dtype == DType::f32 || dtype == DType::bf16 || is_quantised(dtype),
+             "random weights: expected dtype f32, bf16, int8 or int4, found ", name(dtype));
   auto weights = std::make_shared<Weights>();
   const auto slots = slots_of(config, *weights);
   std::int64_t bytes = 0;
   for (const Slot& s : slots) {
-    *s.view = {fill_of(s.name, s.shape).always_f32 ? DType::f32 : dtype, s.shape, nullptr};
+    *s.view = {stored_dtype(s.name, s.shape, dtype), s.shape, nullptr};
     bytes += aligned(s.view->bytes());
   }
   const auto pages = allocate_pages(bytes, "random weights");
@@ -256,7 +279,7 @@ std::shared_ptr<const Weights> Weights::random(const Config& config, std::uint64
   for (std::size_t i = 0; i < slots.size(); ++i) {
     const Slot& s = slots[i];
     const Fill how = fill_of(s.name, s.shape);
-    fill_normal(next, s.view->dtype, s.view->size(), random_stream(seed, s.name), how.mean, how.scale);
+    draw(next, *s.view, random_stream(seed, s.name), how);
     s.view->data = next;
     next += aligned(s.view->bytes());
     report_progress(progress, i + 1, slots.size());
@@ -268,7 +291,8 @@ std::shared_ptr<const Weights> Weights::random(const Config& config, std::uint64
 
 std::shared_ptr<const Weights> Weights::rounded(std::shared_ptr<const Weights> weights, const Config& config,
                                                 DType dtype) {
-  DSV2_CHECK(is_weight_dtype(dtype), "rounded weights: expected dtype f32, bf16 or f16, found ", name(dtype));
+  DSV2_CHECK(is_weight_dtype(dtype) || is_quantised(dtype),
+             "rounded weights: expected dtype f32, bf16, f16, int8 or int4, found ", name(dtype));
   auto copy = std::make_shared<Weights>();
   const auto slots = slots_of(config, *copy);
   const auto tensors = tensors_of(config, *weights);
@@ -278,14 +302,17 @@ std::shared_ptr<const Weights> Weights::rounded(std::shared_ptr<const Weights> w
     const TensorView& view = *slots[i].view = tensors[i].view;
     const bool kept = view.shape.size() == 1 || fill_of(slots[i].name, slots[i].shape).always_f32;
     if (kept || view.dtype == dtype) continue;
+    DSV2_CHECK(!is_quantised(view.dtype), "rounded weights: ", slots[i].name, ": expected floats, found ",
+               name(view.dtype));
     changed.push_back(i);
     bytes += aligned(TensorView{dtype, view.shape, nullptr}.bytes());
   }
   if (changed.empty()) return weights;
   require_memory(bytes, "rounded weights");
   auto converted = std::make_shared<std::vector<Tensor>>(changed.size());
-  std::exception_ptr failure;  // an exception must not leave the parallel region
-#pragma omp parallel for schedule(dynamic)
+  std::exception_ptr failure;              // an exception must not leave the parallel region
+  const bool many = changed.size() >= 64;  // quantise() shares a matrix among the threads itself
+#pragma omp parallel for schedule(dynamic) if (many)
   for (std::size_t n = 0; n < changed.size(); ++n) {
     try {
       TensorView& view = *slots[changed[n]].view;

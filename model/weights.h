@@ -79,12 +79,12 @@ class Weights {
   /// Draws every tensor, in parallel and in place: matrices N(0, fan_in^-1/2), embeddings N(0, 1), norms 1 + N(0, 0.1),
   /// biases N(0, 0.02); N(m, s) has mean m and standard deviation s, as model/random.h draws it. An element
   /// depends only on (seed, tensor name, index): not on thread count, machine or, but for rounding to it, dtype. Norms,
-  /// the gate and its bias are f32, all else is `dtype` (f32 or bf16).
+  /// the gate and its bias are f32, all else is `dtype` (f32, bf16; i8 and i4 quantised as drawn, biases bf16).
   static std::shared_ptr<const Weights> random(const Config& config, std::uint64_t seed, DType dtype,
                                                const Progress& progress = {});
 
-  /// A copy whose matrices and embeddings are rounded to `dtype`; norms, gate and biases are kept as they are.
-  /// Where nothing changes (stored in that dtype already) the memory is shared.
+  /// A copy whose matrices and embeddings are rounded to `dtype` (f32, bf16, f16; i8 and i4: quantised); norms, gate
+  /// and biases are kept as they are. Where nothing changes (stored in that dtype already) the memory is shared.
   static std::shared_ptr<const Weights> rounded(std::shared_ptr<const Weights> weights, const Config& config,
                                                 DType dtype);
 

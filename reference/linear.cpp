@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "model/quantised.h"
+
 namespace dsv2::reference {
 namespace {
 
@@ -11,10 +13,8 @@ constexpr std::int64_t kBlockRows = 128;  // 1.3 MB at a width of 1280 in double
 
 template <class Scalar>
 Matrix<Scalar> widen_rows(const TensorView& stored, std::int64_t first, std::int64_t count) {
-  const std::int64_t cols = stored.dim(1);
-  const auto* bytes = static_cast<const char*>(stored.data) + first * cols * bits(stored.dtype) / 8;
-  Matrix<Scalar> wide(count, cols);
-  widen_into<Scalar>({stored.dtype, {count, cols}, bytes}, wide.data());
+  Matrix<Scalar> wide(count, stored.dim(1));
+  widen_rows_into(stored, first, count, wide.data());
   return wide;
 }
 

@@ -7,7 +7,7 @@
 
 namespace dsv2::reference {
 
-/// Rows first..first+count-1 of a stored matrix [rows, cols] (f64, f32, bf16, f16).
+/// Rows first..first+count-1 of a stored matrix [rows, cols] of any dtype.
 template <class Scalar>
 Matrix<Scalar> widen_rows(const TensorView& stored, std::int64_t first, std::int64_t count);
 
