@@ -45,8 +45,9 @@ void PoisonedMemory::poison(int pattern) {
 
 void PoisonedMemory::poison(Block& block) {
   if (!block.name.empty() && !spec(block.name).initial.empty()) {
-    const Tensor start = convert(problem_[spec(block.name).initial].view(), block.dtype);
-    std::memcpy(block.memory.data(), start.data(), static_cast<std::size_t>(block.bytes));
+    const Tensor& given = problem_[spec(block.name).initial];
+    const Tensor start = given.dtype() == block.dtype ? Tensor() : convert(given.view(), block.dtype);
+    std::memcpy(block.memory.data(), start ? start.data() : given.data(), static_cast<std::size_t>(block.bytes));
     return;
   }
   auto* bytes = static_cast<char*>(block.memory.data());

@@ -161,7 +161,7 @@ DerivedBound bound_at(std::string_view tap, const Config& config, Precision stor
   if (stored.activations == DType::f64) return {DType::f64, reduction, DType::f64};
   DType dtype = is_f32_op(tap) ? DType::f32 : stored.activations;
   if (tap.find(".cache.") != std::string_view::npos) dtype = stored.kv_cache;
-  if (tap.ends_with(".attn_output") && unit_roundoff(stored.kv_cache) > unit_roundoff(dtype)) dtype = stored.kv_cache;
+  if (tap.ends_with(".attn_output") && storage_unit(stored.kv_cache) > storage_unit(dtype)) dtype = stored.kv_cache;
   return {dtype, reduction};
 }
 

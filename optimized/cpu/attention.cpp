@@ -13,6 +13,13 @@ const T* key_row(const KeyRows& k, std::int64_t b, std::int64_t head, std::int64
   return static_cast<const T*>(k.data) + b * k.batch_stride + head * k.head_stride + t * k.row_stride;
 }
 
+/// What the numbers of a row are to be multiplied by; 1 unless they are int8.
+template <class T>
+float row_scale(const KeyRows& k, std::int64_t b, std::int64_t head, std::int64_t t) {
+  if constexpr (sizeof(T) > 1) return 1.0f;
+  return widen(k.scales[(b * k.batch_stride + head * k.head_stride) / k.row_stride + t]);
+}
+
 /// acc[m][n] += q[m] . k[n], over vector lanes.
 template <int M, int N, class T>
 void accumulate(const float* const (&q)[M], const T* const (&k)[N], std::int64_t width, V (&acc)[M][N]) {
@@ -58,10 +65,18 @@ void score_rows(const AttentionParams& p, const Query* queries, std::int64_t beg
     const K1* k1[4];
     for (int n = 0; n < 4; ++n) k1[n] = key_row<K1>(p.k1, b, head, t + n < end ? t + n : t);
     accumulate<M, 4>(q1, k1, p.d1, acc);
+    if constexpr (sizeof(K1) == 1)
+      for (int n = 0; n < 4; ++n)
+        for (int m = 0; m < M; ++m) acc[m][n] *= row_scale<K1>(p.k1, b, head, t + n < end ? t + n : t);
     if (p.d2) {
       const K2* k2[4];
       for (int n = 0; n < 4; ++n) k2[n] = key_row<K2>(p.k2, b, head, t + n < end ? t + n : t);
-      accumulate<M, 4>(q2, k2, p.d2, acc);
+      V more[M][4] = {};
+      V(&to)[M][4] = sizeof(K2) == 1 ? more : acc;
+      accumulate<M, 4>(q2, k2, p.d2, to);
+      if constexpr (sizeof(K2) == 1)
+        for (int n = 0; n < 4; ++n)
+          for (int m = 0; m < M; ++m) acc[m][n] += more[m][n] * row_scale<K2>(p.k2, b, head, t + n < end ? t + n : t);
     }
     for (int m = 0; m < M; ++m) {
       float* to = scores + m * stride + (t - begin);
@@ -178,6 +193,9 @@ void attend(const AttentionParams& p, const Query* queries, std::int64_t count) 
       scale[r] = exponentiate(scores[r], kKeyBlock, running[r]);
     }
     const T* v = key_row<T>(p.v, queries[0].b, head, t);
+    if constexpr (sizeof(T) == 1)
+      for (std::int64_t i = 0; i < block_end - t; ++i)
+        for (r = 0; r < count; ++r) scores[r][i] *= row_scale<T>(p.v, queries[0].b, head, t + i);
     for (r = 0; r + 4 <= count; r += 4)
       add_values<T, 4>(p, v, block_end - t, scores[r], kKeyBlock + 4, scale + r, out + r);
     for (; r < count; ++r) add_values<T, 1>(p, v, block_end - t, scores[r], kKeyBlock + 4, scale + r, out + r);
@@ -189,10 +207,14 @@ void attend(const AttentionParams& p, const Query* queries, std::int64_t count) 
 /// Calls f with the element types of k1, k2 and v.
 template <class F>
 void with_storage(const AttentionParams& p, F&& f) {
-  if (p.k1.storage == Storage::bf16)
-    f.template operator()<std::uint16_t, std::uint16_t, std::uint16_t>();  // straight from a bf16 cache
+  if (p.k1.storage == Storage::i8)
+    f.template operator()<std::int8_t, std::int8_t, std::int8_t>();  // straight from the cache
+  else if (p.k1.storage == Storage::bf16)
+    f.template operator()<std::uint16_t, std::uint16_t, std::uint16_t>();
+  else if (p.d2 && p.k2.storage == Storage::i8)
+    f.template operator()<float, std::int8_t, float>();  // expanded from the cache
   else if (p.d2 && p.k2.storage == Storage::bf16)
-    f.template operator()<float, std::uint16_t, float>();  // expanded from a bf16 cache
+    f.template operator()<float, std::uint16_t, float>();
   else
     f.template operator()<float, float, float>();
 }

@@ -1,15 +1,8 @@
 #pragma once
 
-#include "optimized/cpu/types.h"
+#include "optimized/cpu/cached_rows.h"
 
 namespace dsv2::cpu {
-
-/// Rows that a query looks at: a matrix per (sequence, key head).
-struct KeyRows {
-  const void* data = nullptr;  // null: absent
-  Storage storage = Storage::f32;
-  std::int64_t batch_stride = 0, head_stride = 0, row_stride = 0;  // elements; head_stride 0: shared by all heads
-};
 
 /// softmax(scale (q1 k1^T + q2 k2^T) + mask) v, for MHA, GQA and both forms of MLA:
 ///

@@ -38,7 +38,10 @@ struct Setup {
   }
 };
 
-Storage storage_of(const Tensor& t) { return t.dtype() == DType::bf16 ? Storage::bf16 : Storage::f32; }
+Storage storage_of(const Tensor& t) {
+  if (t.dtype() == DType::i8) return Storage::i8;
+  return t.dtype() == DType::bf16 ? Storage::bf16 : Storage::f32;
+}
 
 Arithmetic arithmetic_of(const Setup& s, const Tensor& matrix) {
   if (matrix.dtype() != DType::bf16) return Arithmetic::f32;
@@ -144,6 +147,7 @@ Run kv_write(const Setup& s) {
     const std::int64_t heads = cache.dim(1), capacity = cache.dim(2), dim = cache.dim(3);
     const Storage storage = storage_of(cache);
     char* y = static_cast<char*>(s.memory.output(cached, cache.dtype()));
+    auto* scales = storage == Storage::i8 ? s.output<bf16_t>(scales_of(cached)) : nullptr;
     parts.push_back({.x = s.f32(rows),
                      .x_stride = heads * dim,
                      .y = y + s.p.call.past * dim * bits(cache.dtype()) / 8,
@@ -152,7 +156,8 @@ Run kv_write(const Setup& s) {
                      .batch_stride = heads * capacity * dim,
                      .tokens = s.p.call.tokens,
                      .heads = heads,
-                     .width = dim});
+                     .width = dim,
+                     .scales = scales ? reinterpret_cast<std::uint16_t*>(scales) + s.p.call.past : nullptr});
   }
   return [parts, runner = s.runner, rows = s.p.rows()] {
     for (const KvWriteParams& part : parts) runner.kv_write(part, rows);
@@ -163,11 +168,13 @@ KeyRows cached_rows(const Setup& s, std::string_view name) {
   if (!s.p.has(name)) return {};
   const Tensor& t = s.p[name];  // [B,heads,C,dim]
   const std::int64_t head = t.dim(2) * t.dim(3);
+  const bool quantised = t.dtype() == DType::i8;
   return {.data = t.data(),
           .storage = storage_of(t),
           .batch_stride = t.dim(1) * head,
           .head_stride = t.dim(1) == 1 ? 0 : head,
-          .row_stride = t.dim(3)};
+          .row_stride = t.dim(3),
+          .scales = quantised ? static_cast<const std::uint16_t*>(s.p[scales_of(name)].data()) : nullptr};
 }
 
 Run attention(const Setup& s) {
@@ -375,9 +382,12 @@ Run experts(const Setup& s) {
 /// Why these kernels cannot take the problem: a dtype of the options, or of a matrix or cached row.
 std::optional<std::string> unsupported(const OpProblem& p, const Options& options) {
   if (const auto why = backend().unsupported(p.config, options)) return why;
-  for (const auto& [name, tensor] : p.in)
-    if (const DType d = tensor.dtype(); d != DType::f32 && d != DType::bf16 && d != DType::i64)
+  for (const auto& [name, tensor] : p.in) {
+    const DType d = tensor.dtype();
+    const bool cached = d == DType::i8 && p.has(scales_of(name));
+    if (d != DType::f32 && d != DType::bf16 && d != DType::i64 && !cached)
       return concat(name, ": expected f32 or bf16, found ", dsv2::name(d));
+  }
   return std::nullopt;
 }
 

@@ -27,6 +27,7 @@ class Runner {
   }
   void rope(const RopeParams& p, std::int64_t rows) const { run(kernels_.rope, p, rows, p.heads * p.width); }
   void kv_write(const KvWriteParams& p, std::int64_t rows) const { run(kernels_.kv_write, p, rows, p.heads * p.width); }
+  void kv_widen(const KvWidenParams& p, std::int64_t rows) const { run(kernels_.kv_widen, p, rows, p.width); }
   void attention(const AttentionParams& p) const {
     const std::int64_t queries = std::min(kQueryBlock, p.tokens * p.heads / p.key_heads);
     run(kernels_.attention, p, attention_items(p), queries * p.total * (p.d1 + p.d2 + p.dv), 1,
