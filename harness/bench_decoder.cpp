@@ -276,8 +276,7 @@ class DecoderBench::Work {
     in.cache = right_cache.get();
     in.taps = &everything;
     Tensor right = std::move(bench_.oracle_->forward(in).logits);
-    ForcingSink alone(everything, bench_.config_, {kept(o.dtype), o.kv_dtype}, row_.depth + 1,
-                      bench_.weights_.get());
+    ForcingSink alone(everything, bench_.config_, {kept(o.dtype), o.kv_dtype}, row_.depth + 1, bench_.weights_.get());
     in.cache = &cache;
     in.taps = &alone;
     decoder_.forward(in);
