@@ -284,6 +284,8 @@ AttentionParams CpuDecoder::attention_params(const Step& step) const {
           .mask_batch = step.mask.batch_stride,
           .mask_token = step.mask.token_stride,
           .all_masked = step.mask.all_masked,
+          .rounds = options_.dtype == DType::bf16,
+          .query_block = kQueryBlock,
           .out = nullptr};
 }
 

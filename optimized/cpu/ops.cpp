@@ -204,6 +204,8 @@ Run attention(const Setup& s) {
                          .mask_batch = mask.batch_stride,
                          .mask_token = mask.token_stride,
                          .all_masked = mask.all_masked,
+                         .rounds = s.options.dtype == DType::bf16,
+                         .query_block = kQueryBlock,
                          .out = s.output<float>("y")};
   return [params, runner = s.runner, &call, flags = const_cast<std::uint8_t*>(mask.all_masked)] {
     if (flags) attention_mask(call, flags);  // scratch is poisoned between runs

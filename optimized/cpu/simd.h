@@ -117,6 +117,9 @@ inline float sum(V v) {
   return out[0];
 }
 inline float max_lane(V v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps(v);
+#endif
   float m = v[0];
   for (int i = 1; i < kWidth; ++i) m = v[i] > m ? v[i] : m;
   return m;
