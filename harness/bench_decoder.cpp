@@ -276,15 +276,12 @@ class DecoderBench::Work {
     KvCache& cache = *step.input.cache;
     const auto right_cache =
         row_.depth > 0 ? bench_.oracle_->make_cache(cache.to_legacy()) : bench_.oracle_->make_cache(row_.batch, 1);
-    const Options& o = bench_.options_;
-    const auto kept = [](DType dtype) { return dtype == DType::f32 ? DType::f32 : DType::bf16; };
     RecordingSink everything;
     ForwardInput in = step.input;
     in.cache = right_cache.get();
     in.taps = &everything;
     Tensor right = std::move(bench_.oracle_->forward(in).logits);
-    ForcingSink alone(everything, bench_.config_, {kept(o.dtype), kept(o.kv_dtype)}, row_.depth + 1,
-                      bench_.weights_.get());
+    ForcingSink alone(everything, bench_.config_, precision_of(bench_.options_), row_.depth + 1, bench_.weights_.get());
     in.cache = &cache;
     in.taps = &alone;
     decoder_.forward(in);

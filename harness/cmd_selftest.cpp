@@ -32,11 +32,11 @@ constexpr int kThreads = 2;
 /// double reference's answers are kept, so that many kernels can be held against them.
 class Scenario {
  public:
-  Scenario(const std::string& preset, DType dtype, std::uint64_t seed)
-      : config_(Config::preset(preset)), dtype_(dtype) {
-    weights_ = Weights::random(config_, seed, dtype);
-    options_.dtype = dtype;
-    options_.kv_dtype = dtype;
+  Scenario(const std::string& preset, Precision stored, std::uint64_t seed)
+      : config_(Config::preset(preset)), stored_(stored) {
+    weights_ = Weights::random(config_, seed, stored.activations);
+    options_.dtype = stored.activations;
+    options_.kv_dtype = stored.kv_cache;
     options_.threads = kThreads;
     const auto oracle = reference::backend().create(config_, weights_, options_);
     std::mt19937_64 engine(seed);
@@ -88,7 +88,7 @@ class Scenario {
     oracle.forward(in);
   }
   std::optional<Comparison> judge(Decoder& decoder, KvCache& cache, Work& work, std::int64_t total, Record* book) {
-    ForcingSink alone(work.right, config_, dtype_, total, weights_.get());
+    ForcingSink alone(work.right, config_, stored_, total, weights_.get());
     ForwardInput in = work.input.input;
     in.cache = &cache;
     in.logits = Logits::all;
@@ -102,7 +102,7 @@ class Scenario {
   }
 
   Config config_;
-  DType dtype_;
+  Precision stored_;
   Options options_;
   std::shared_ptr<const Weights> weights_;
   Work prefill_, step_;
@@ -110,7 +110,7 @@ class Scenario {
 };
 
 constexpr const char* kPresets[] = {"tiny-mha", "tiny-mla"};
-constexpr DType kDtypes[] = {DType::f32, DType::bf16};
+const Precision kPrecisions[] = {DType::f32, DType::bf16, {DType::f32, DType::i8}};
 
 /// Op cases of small widths, drawn once.
 class SmallOpCases {
@@ -142,12 +142,14 @@ class SmallOpCases {
 };
 
 /// The record of right kernels on random models of one preset: they must pass.
-Record without_fault(std::string_view preset, DType dtype, std::uint64_t seed, std::int64_t seeds) {
+Record without_fault(std::string_view preset, Precision stored, std::uint64_t seed, std::int64_t seeds) {
   Record r;
-  r.name = concat("without a fault/", preset, "/cpu/", name(dtype));
+  r.name = concat("without a fault/", preset, "/cpu/", name(stored.activations));
+  if (stored.kv_cache != stored.activations) r.name += concat("/kv_", name(stored.kv_cache));
   r.op = "decoder";
   r.backend = "cpu";
-  r.dtype = r.kv_dtype = name(dtype);
+  r.dtype = name(stored.activations);
+  r.kv_dtype = name(stored.kv_cache);
   r.seed = seed;
   r.coverage = concat("every op alone, in a prefill and a decode step of ", seeds, " random models");
   return r;
@@ -204,10 +206,12 @@ int run(const SelftestFlags& flags) {
   const SmallOpCases ops(first_seed);
   Table table({"fault", "op", "dtype", "caught by", "located", "op case"});
   int missed = 0, mislaid = 0;
-  for (const DType dtype : kDtypes) {
+  for (const Precision stored : kPrecisions) {
+    const DType dtype = stored.activations;
     std::vector<std::unique_ptr<Scenario>> scenarios;
-    for (const char* preset : kPresets) scenarios.push_back(std::make_unique<Scenario>(preset, dtype, first_seed));
+    for (const char* preset : kPresets) scenarios.push_back(std::make_unique<Scenario>(preset, stored, first_seed));
     for (const Fault& fault : faults()) {
+      if (fault.of_int8_cache != (stored.kv_cache == DType::i8)) continue;
       if (dtype != DType::f32 && !fault.in_bf16) continue;
       cpu::Kernels wrong = kernels;
       fault.inject(wrong);
@@ -230,19 +234,21 @@ int run(const SelftestFlags& flags) {
   table.print(out);
 
   ProgressLine progress("seeds without a fault");
-  for (const DType dtype : flags.seeds > 0 ? std::span(kDtypes) : std::span<const DType>())
-    for (const char* preset : kPresets) report.records.push_back(without_fault(preset, dtype, first_seed, flags.seeds));
+  for (const Precision stored : flags.seeds > 0 ? std::span(kPrecisions) : std::span<const Precision>())
+    for (const char* preset : kPresets)
+      report.records.push_back(without_fault(preset, stored, first_seed, flags.seeds));
   for (std::int64_t i = 0; i < flags.seeds; ++i) {
     progress.show(i, flags.seeds, "");
     std::size_t control = 0;
-    for (const DType dtype : kDtypes)
+    for (const Precision stored : kPrecisions)
       for (const char* preset : kPresets) {
         const std::uint64_t seed = first_seed + static_cast<std::uint64_t>(i);
-        Scenario scenario(preset, dtype, seed);
+        Scenario scenario(preset, stored, seed);
         if (const auto c = scenario.first_failure(kernels, &report.records[control++])) {
           ++test.false_alarms;
           progress.clear();
-          out << "false alarm: " << preset << ' ' << name(dtype) << " --seed " << seed << ": " << describe(*c) << '\n';
+          out << "false alarm: " << preset << ' ' << name(stored.activations) << " kv " << name(stored.kv_cache)
+              << " --seed " << seed << ": " << describe(*c) << '\n';
         }
       }
   }

@@ -41,6 +41,18 @@ Kernels right;  // what set_true_kernels() was given
         false                                                \
   }
 
+#define DSV2_FAULT_INT8_CACHE(op, Params, name, ...)         \
+  {                                                          \
+    name, #op,                                               \
+        [](Kernels& k) {                                     \
+          k.op = [](const cpu::Params& given, Range items) { \
+            cpu::Params p = given;                           \
+            __VA_ARGS__                                      \
+          };                                                 \
+        },                                                   \
+        true, true                                           \
+  }
+
 float as_bf16(float x) { return to_float(to_bf16(x)); }
 
 /// The rows of a linear's output that `items` covers: f(y of row n, first column, last column, segment).
@@ -85,6 +97,33 @@ void with_mask(cpu::AttentionParams p, Range items, F&& visible) {
   p.mask = mask.data();
   p.mask_batch = p.tokens * p.total;
   p.mask_token = p.total;
+  right.attention(p, items);
+}
+
+/// Each int8 row that `items` wrote: f(its numbers, its scale, where that is in p.scales).
+template <class F>
+void for_rows(const cpu::KvWriteParams& p, Range items, F&& f) {
+  if (!p.scales) return;
+  for (std::int64_t i = items.begin; i < items.end; ++i)
+    for (std::int64_t h = 0; h < p.heads; ++h) {
+      const std::int64_t at = i / p.tokens * p.batch_stride + h * p.head_stride + i % p.tokens * p.width;
+      f(static_cast<std::int8_t*>(p.y) + at, p.scales[at / p.width], at / p.width);
+    }
+}
+
+/// The same call with the scales of `rows` (one of p's) taken elsewhere: from(sequence, head, row).
+template <class F>
+void with_scales(cpu::AttentionParams& p, cpu::KeyRows& rows, Range items, F&& from) {
+  if (!rows.scales) return right.attention(p, items);
+  const std::int64_t matrix = rows.head_stride ? rows.head_stride : rows.batch_stride,
+                     capacity = matrix / rows.row_stride;
+  const std::int64_t heads = rows.batch_stride / matrix;
+  std::vector<std::uint16_t> scales(rows.scales, rows.scales + p.batch * heads * capacity);
+  for (std::int64_t b = 0; b < p.batch; ++b)
+    for (std::int64_t h = 0; h < heads; ++h)
+      for (std::int64_t t = 0; t < p.total; ++t)
+        scales[static_cast<std::size_t>((b * heads + h) * capacity + t)] = from(b, h, t, heads, capacity);
+  rows.scales = scales.data();
   right.attention(p, items);
 }
 
@@ -169,6 +208,19 @@ const Fault kFaults[] = {
                p.x = x.data(); p.x_stride = row; right.kv_write(p, items);),
     DSV2_FAULT(kv_write, KvWriteParams, "zeros", const std::vector<float> x(static_cast<std::size_t>(items.end * p.x_stride), 0.0f); p.x = x.data(); right.kv_write(p, items);),
 
+    DSV2_FAULT_INT8_CACHE(kv_write, KvWriteParams, "int8 cache: sign lost", right.kv_write(p, items);
+               for_rows(p, items, [&](std::int8_t* q, std::uint16_t&, std::int64_t) { for (std::int64_t j = 0; j < p.width; ++j) q[j] = static_cast<std::int8_t>(std::abs(q[j])); });),
+    DSV2_FAULT_INT8_CACHE(kv_write, KvWriteParams, "int8 cache: scale of the first token", right.kv_write(p, items);
+               for_rows(p, items, [&](std::int8_t*, std::uint16_t& s, std::int64_t at) { s = p.scales[at - at % (p.head_stride ? p.head_stride / p.width : p.batch_stride / p.width)]; });),
+    DSV2_FAULT_INT8_CACHE(kv_write, KvWriteParams, "int8 cache: scale of half the range", right.kv_write(p, items);
+               for_rows(p, items, [](std::int8_t*, std::uint16_t& s, std::int64_t) { s = to_bf16(to_float(bf16_t{s}) / 2).bits; });),
+    DSV2_FAULT_INT8_CACHE(kv_write, KvWriteParams, "int8 cache: scale not written", std::vector<std::uint16_t> before;
+               for_rows(p, items, [&](std::int8_t*, std::uint16_t& s, std::int64_t) { before.push_back(s); });
+               right.kv_write(p, items); std::size_t n = 0;
+               for_rows(p, items, [&](std::int8_t*, std::uint16_t& s, std::int64_t) { s = before[n++]; });),
+    DSV2_FAULT_INT8_CACHE(kv_write, KvWriteParams, "int8 cache: six bits", right.kv_write(p, items);
+               for_rows(p, items, [&](std::int8_t* q, std::uint16_t&, std::int64_t) { for (std::int64_t j = 0; j < p.width; ++j) q[j] = static_cast<std::int8_t>(q[j] / 4 * 4); });),
+
     DSV2_FAULT(attention, AttentionParams, "softmax scale dropped", p.scale = 1; right.attention(p, items);),
     DSV2_FAULT(attention, AttentionParams, "scale of another head size", p.scale *= 1.1f; right.attention(p, items);),
     DSV2_FAULT(attention, AttentionParams, "future token visible", with_mask(p, items, [&](auto s, auto t, bool causal, bool unmasked) { return (causal || t == given.past + s + 1) && unmasked; });),
@@ -179,6 +231,14 @@ const Fault kFaults[] = {
     DSV2_FAULT(attention, AttentionParams, "keys of the first sequence", p.k1.batch_stride = p.k2.batch_stride = 0; right.attention(p, items);),
     DSV2_FAULT(attention, AttentionParams, "values of the first sequence", p.v.batch_stride = 0; right.attention(p, items);),
     DSV2_FAULT(attention, AttentionParams, "stale output", static_cast<void>(p); static_cast<void>(items);),
+    DSV2_FAULT_INT8_CACHE(attention, AttentionParams, "int8 cache: scale of the next key",
+               with_scales(p, p.k1, items, [&](auto b, auto h, auto t, auto heads, auto capacity) { return given.k1.scales[(b * heads + h) * capacity + (t + 1) % p.total]; });),
+    DSV2_FAULT_INT8_CACHE(attention, AttentionParams, "int8 cache: scale of the next value",
+               with_scales(p, p.v, items, [&](auto b, auto h, auto t, auto heads, auto capacity) { return given.v.scales[(b * heads + h) * capacity + (t + 1) % p.total]; });),
+    DSV2_FAULT_INT8_CACHE(attention, AttentionParams, "int8 cache: scales of the first sequence and head",
+               with_scales(p, p.v, items, [&](auto, auto, auto t, auto, auto) { return given.v.scales[t]; });),
+    DSV2_FAULT_INT8_CACHE(attention, AttentionParams, "int8 cache: keys without scales",
+               with_scales(p, p.k1, items, [](auto, auto, auto, auto, auto) { return std::uint16_t{0x3f80}; });),
 
     DSV2_FAULT(mla_absorb, MlaAbsorbParams, "weights of the first head", const std::vector<const void*> first(static_cast<std::size_t>(p.heads), p.weight[0]); p.weight = first.data(); right.mla_absorb(p, items);),
     DSV2_FAULT(mla_absorb, MlaAbsorbParams, "half of the nope dimensions", p.nope /= 2; right.mla_absorb(p, items);),
@@ -240,6 +300,7 @@ const Fault kFaults[] = {
 
 #undef DSV2_FAULT
 #undef DSV2_FAULT_F32
+#undef DSV2_FAULT_INT8_CACHE
 
 }  // namespace
 

@@ -14,6 +14,7 @@ struct Fault {
   std::string_view op;                    ///< the kernel that is wrong, which the gate must name: "attention"
   void (*inject)(cpu::Kernels& kernels);  ///< replaces the kernel; one fault at a time
   bool in_bf16 = true;                    ///< false: no fault where activations may be rounded to bf16
+  bool of_int8_cache = false;             ///< a fault of an int8 cache and of no other
 };
 
 std::span<const Fault> faults();

@@ -22,7 +22,15 @@ namespace dsv2::cpu {
 namespace {
 
 constexpr float kLatentNormEps = 1e-6f;
-Storage storage_of(DType dtype) { return dtype == DType::bf16 ? Storage::bf16 : Storage::f32; }
+Storage storage_of(DType dtype) {
+  if (dtype == DType::i8) return Storage::i8;
+  return dtype == DType::bf16 ? Storage::bf16 : Storage::f32;
+}
+/// Bytes of an element.
+std::int64_t size_of(Storage storage) {
+  if (storage == Storage::i8) return 1;
+  return storage == Storage::bf16 ? sizeof(bf16_t) : sizeof(float);
+}
 
 /// One forward call on its way through the layers.
 struct Step {
@@ -57,16 +65,20 @@ struct Step {
             .storage = kv,
             .batch_stride = p.heads * cache.capacity() * p.dim,
             .head_stride = p.heads == 1 ? 0 : cache.capacity() * p.dim,
-            .row_stride = p.dim};
+            .row_stride = p.dim,
+            .scales = reinterpret_cast<const std::uint16_t*>(cache.scales(layer, part))};
   }
   /// All rows of one part of this layer's cache.
-  KeyRows cached(int part) const { return kv == Storage::f32 ? cached<float>(part) : cached<bf16_t>(part); }
+  KeyRows cached(int part) const {
+    if (kv == Storage::i8) return cached<std::int8_t>(part);
+    return kv == Storage::f32 ? cached<float>(part) : cached<bf16_t>(part);
+  }
 };
 
 /// The rows that a sequence b sees of what all see.
 KeyRows of_sequence(KeyRows rows, std::int64_t b) {
-  const std::int64_t size = rows.storage == Storage::f32 ? sizeof(float) : sizeof(bf16_t);
-  rows.data = static_cast<const char*>(rows.data) + b * rows.batch_stride * size;
+  rows.data = static_cast<const char*>(rows.data) + b * rows.batch_stride * size_of(rows.storage);
+  if (rows.scales) rows.scales += b * rows.batch_stride / rows.row_stride;
   return rows;
 }
 
@@ -192,16 +204,17 @@ void CpuDecoder::rope(const Step& step, const float* x, std::int64_t token_strid
 void CpuDecoder::append(const Step& step, int part, const float* x) {
   const CachePart& p = step.cache.parts()[static_cast<std::size_t>(part)];
   const KeyRows rows = step.cached(part);
-  const std::int64_t size = step.kv == Storage::f32 ? sizeof(float) : sizeof(bf16_t);
+  const std::int64_t past = step.call.past;
   run_.kv_write({.x = x,
                  .x_stride = p.heads * p.dim,
-                 .y = static_cast<char*>(const_cast<void*>(rows.data)) + step.call.past * p.dim * size,
+                 .y = static_cast<char*>(const_cast<void*>(rows.data)) + past * p.dim * size_of(step.kv),
                  .storage = step.kv,
                  .head_stride = rows.head_stride,
                  .batch_stride = rows.batch_stride,
                  .tokens = step.call.tokens,
                  .heads = p.heads,
-                 .width = p.dim},
+                 .width = p.dim,
+                 .scales = rows.scales ? const_cast<std::uint16_t*>(rows.scales) + past : nullptr},
                 step.rows);
 }
 
@@ -275,6 +288,8 @@ AttentionParams CpuDecoder::attention_params(const Step& step) const {
           .mask_batch = step.mask.batch_stride,
           .mask_token = step.mask.token_stride,
           .all_masked = step.mask.all_masked,
+          .rounds = options_.dtype == DType::bf16,
+          .query_block = kQueryBlock,
           .out = nullptr};
 }
 
@@ -402,8 +417,15 @@ void CpuDecoder::mla_expanded(const Step& step, const PreparedLayer& w, const fl
   float* expanded = expanded_.get(T * width);
   for (std::int64_t b = 0; b < step.call.batch; ++b) {
     const KeyRows latent = of_sequence(step.cached(1), b);
+    const void* rows = latent.data;
+    if (step.kv == Storage::i8) {
+      float* wide = latent_out_.get(T * R);
+      run_.kv_widen({.rows = latent, .width = R, .y = wide}, T);
+      rows = wide;
+    }
+    const Storage storage = step.kv == Storage::i8 ? Storage::f32 : step.kv;
     const Arithmetic arithmetic = for_rows(w.kv_b_proj.arithmetic, T);
-    const void* packed = pack(latent.data, step.kv, R, nullptr, T, R, arithmetic);
+    const void* packed = pack(rows, storage, R, nullptr, T, R, arithmetic);
     std::vector<LinearSegment> segments;
     const auto add_segment = [&](const void* matrix, std::int64_t column, std::int64_t columns) {
       segments.push_back({.x = packed,
@@ -650,8 +672,8 @@ ForwardOutput CpuDecoder::forward(const ForwardInput& input) {
 std::optional<std::string> unsupported(const Config&, const Options& options) {
   if (options.dtype != DType::f32 && options.dtype != DType::bf16 && !is_quantised(options.dtype))
     return concat("dtype: expected f32, bf16, int8 or int4, found ", name(options.dtype));
-  if (options.kv_dtype != DType::f32 && options.kv_dtype != DType::bf16)
-    return concat("kv_dtype: expected f32 or bf16, found ", name(options.kv_dtype));
+  if (options.kv_dtype != DType::f32 && options.kv_dtype != DType::bf16 && options.kv_dtype != DType::i8)
+    return concat("kv_dtype: expected f32, bf16 or int8, found ", name(options.kv_dtype));
   return std::nullopt;
 }
 

@@ -28,9 +28,13 @@ class Runner {
   }
   void rope(const RopeParams& p, std::int64_t rows) const { run(kernels_.rope, p, rows, p.heads * p.width); }
   void kv_write(const KvWriteParams& p, std::int64_t rows) const { run(kernels_.kv_write, p, rows, p.heads * p.width); }
-  void attention(const AttentionParams& p) const {
-    const std::int64_t queries = std::min(kQueryBlock, p.tokens * p.heads / p.key_heads);
-    run(kernels_.attention, p, attention_items(p), queries * p.total * (p.d1 + p.d2 + p.dv), 1,
+  void kv_widen(const KvWidenParams& p, std::int64_t rows) const { run(kernels_.kv_widen, p, rows, p.width); }
+  /// Blocks of queries as large as leave every thread one.
+  void attention(AttentionParams p) const {
+    const std::int64_t queries = p.tokens * p.heads / p.key_heads, heads = p.batch * p.key_heads;
+    const std::int64_t blocks = std::min<std::int64_t>((threads_ + heads - 1) / heads, queries);
+    p.query_block = std::min(kQueryBlock, (queries + blocks - 1) / blocks);
+    run(kernels_.attention, p, attention_items(p), p.query_block * p.total * (p.d1 + p.d2 + p.dv), 1,
         p.tokens > 1 ? Split::on_demand : Split::even);
   }
   void attention_probabilities(const AttentionParams& p) const {
