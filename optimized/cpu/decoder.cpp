@@ -1,6 +1,4 @@
 // The decoder: one layer after the other, each op shared among the threads.
-#include <omp.h>
-
 #include <algorithm>
 #include <utility>
 #include <vector>
@@ -74,7 +72,7 @@ class CpuDecoder final : public Decoder {
              const Kernels& kernels)
       : config_(config),
         options_(options),
-        run_(kernels, options.threads > 0 ? options.threads : omp_get_num_procs()),
+        run_(kernels, options.threads),
         weights_(std::move(weights), options.dtype == DType::bf16 && kernels.bf16_dot),
         scale_(softmax_scale(config)) {}
 

@@ -1,8 +1,6 @@
 // Each op of model/op.h on the kernels, shared among threads as the decoder does it.
 #include "model/op.h"
 
-#include <omp.h>
-
 #include <memory>
 #include <utility>
 #include <vector>
@@ -411,7 +409,7 @@ Run prepare_with_kernels(const OpProblem& problem, const Options& options, OpMem
       return row.prepare({.p = problem,
                           .options = options,
                           .memory = memory,
-                          .runner = Runner(kernels, options.threads > 0 ? options.threads : omp_get_num_procs())});
+                          .runner = Runner(kernels, options.threads)});
   fail("cpu: op: expected one that it computes alone, found ", problem.op);
 }
 
