@@ -580,9 +580,7 @@ ForwardOutput CpuDecoder::forward(const ForwardInput& input) {
   HostKvCache& cache = own_kind(input.cache ? *input.cache : *own);
   cache.reserve(T);
 
-  MlaForm form = options_.mla_form;
-  if (config_.use_mla && form == MlaForm::automatic)
-    form = cost(config_, {.batch = B, .tokens = S, .context = T, .causal = true, .logits = Logits::none}).mla_form;
+  const Workload work{.batch = B, .tokens = S, .context = T, .mla_form = options_.mla_form, .causal = true};
   const std::int64_t angles = N * config_.rope_dim() / 2;
   float *cos = cos_.get(angles), *sin = sin_.get(angles);
   rope_table(config_, call, cos, sin);
@@ -590,7 +588,7 @@ ForwardOutput CpuDecoder::forward(const ForwardInput& input) {
             .cache = cache,
             .kv = storage_of(cache.dtype()),
             .rows = N,
-            .mla_form = form,
+            .mla_form = mla_form(config_, work),
             .sink = input.taps,
             .cos = cos,
             .sin = sin,
