@@ -263,9 +263,7 @@ Bytes& Bytes::operator+=(const Bytes& other) {
   return *this;
 }
 
-Cost cost(const Config& config, const Workload& work) {
-  return price(config, work, mla_form(config, work));
-}
+Cost cost(const Config& config, const Workload& work) { return price(config, work, mla_form(config, work)); }
 
 MlaForm mla_form(const Config& config, const Workload& work) {
   check(config, work);
