@@ -1,5 +1,6 @@
 // The decoder: one layer after the other, each op shared among the threads.
 #include <algorithm>
+#include <initializer_list>
 #include <utility>
 #include <vector>
 
@@ -105,7 +106,7 @@ class CpuDecoder final : public Decoder {
   void append(const Step& step, int part, const float* x);
   const void* pack(const void* x, Storage storage, std::int64_t x_stride, const std::int64_t* rows, std::int64_t count,
                    std::int64_t width, Arithmetic arithmetic);
-  void linear(const void* packed, std::int64_t rows, const std::vector<Product>& products);
+  void linear(const void* packed, std::int64_t rows, std::initializer_list<Product> products);
   void attend(const Step& step, AttentionParams params);
   void mha(const Step& step, const PreparedLayer& w);
   void mla(const Step& step, const PreparedLayer& w);
@@ -132,6 +133,7 @@ class CpuDecoder final : public Decoder {
   Buffer<std::int64_t> topk_idx_, expert_tokens_;
   Buffer<std::uint8_t> all_masked_;
   Buffer<float> packed_, act_;  // packed rows; f32 is the widest form
+  std::vector<LinearSegment> linear_segments_;
   std::vector<ExpertSegment> segments_;
   std::vector<std::int64_t> expert_begin_;
 };
@@ -218,10 +220,11 @@ const void* CpuDecoder::pack(const void* x, Storage storage, std::int64_t x_stri
   return y;
 }
 
-void CpuDecoder::linear(const void* packed, std::int64_t rows, const std::vector<Product>& products) {
-  const Matrix& first = products.front().matrix;
+void CpuDecoder::linear(const void* packed, std::int64_t rows, std::initializer_list<Product> products) {
+  const Matrix& first = products.begin()->matrix;
   const Arithmetic arithmetic = for_rows(first.arithmetic, rows);
-  std::vector<LinearSegment> segments;
+  std::vector<LinearSegment>& segments = linear_segments_;
+  segments.clear();
   for (const auto& [m, y] : products)
     segments.push_back({.x = packed, .weight = m.data, .bias = m.bias, .y = y, .y_stride = m.out, .out_width = m.out});
   run_.linear({.arithmetic = arithmetic,
@@ -376,7 +379,8 @@ void CpuDecoder::mla_absorbed(const Step& step, const PreparedLayer& w, const fl
   // Each head's rows through its own W_uv.
   const Arithmetic arithmetic = for_rows(w.kv_b_proj.arithmetic, N * H);
   const auto packed = static_cast<const char*>(pack(latent_out, Storage::f32, R, nullptr, N * H, R, arithmetic));
-  std::vector<LinearSegment> segments;
+  std::vector<LinearSegment>& segments = linear_segments_;
+  segments.clear();
   for (std::int64_t h = 0; h < H; ++h)
     segments.push_back({.x = packed + h * packed_bytes(arithmetic, R),
                         .weight = w.kv_b_proj.w_uv[static_cast<std::size_t>(h)],
@@ -402,7 +406,8 @@ void CpuDecoder::mla_expanded(const Step& step, const PreparedLayer& w, const fl
     const KeyRows latent = of_sequence(step.cached(1), b);
     const Arithmetic arithmetic = for_rows(w.kv_b_proj.arithmetic, T);
     const void* packed = pack(latent.data, step.kv, R, nullptr, T, R, arithmetic);
-    std::vector<LinearSegment> segments;
+    std::vector<LinearSegment>& segments = linear_segments_;
+    segments.clear();
     const auto add_segment = [&](const void* matrix, std::int64_t column, std::int64_t columns) {
       segments.push_back({.x = packed,
                           .weight = matrix,
