@@ -1,7 +1,6 @@
 // The decoder: one layer after the other, each op shared among the threads.
-#include <omp.h>
-
 #include <algorithm>
+#include <initializer_list>
 #include <utility>
 #include <vector>
 
@@ -88,7 +87,7 @@ class CpuDecoder final : public Decoder {
              const Kernels& kernels)
       : config_(config),
         options_(options),
-        run_(kernels, options.threads > 0 ? options.threads : omp_get_num_procs()),
+        run_(kernels, options.threads),
         weights_(std::move(weights), config, row_rounding(options, kernels)),
         scale_(softmax_scale(config)) {}
 
@@ -119,7 +118,7 @@ class CpuDecoder final : public Decoder {
   void append(const Step& step, int part, const float* x);
   const void* pack(const void* x, Storage storage, std::int64_t x_stride, const std::int64_t* rows, std::int64_t count,
                    std::int64_t width, Arithmetic arithmetic);
-  void linear(const void* packed, std::int64_t rows, const std::vector<Product>& products);
+  void linear(const void* packed, std::int64_t rows, std::initializer_list<Product> products);
   void attend(const Step& step, AttentionParams params);
   void mha(const Step& step, const PreparedLayer& w);
   void mla(const Step& step, const PreparedLayer& w);
@@ -146,6 +145,7 @@ class CpuDecoder final : public Decoder {
   Buffer<std::int64_t> topk_idx_, expert_tokens_;
   Buffer<std::uint8_t> all_masked_;
   Buffer<float> packed_, act_;  // packed rows; f32 is the widest form
+  std::vector<LinearSegment> linear_segments_;
   std::vector<ExpertSegment> segments_;
   std::vector<std::int64_t> expert_begin_;
 };
@@ -233,10 +233,11 @@ const void* CpuDecoder::pack(const void* x, Storage storage, std::int64_t x_stri
   return y;
 }
 
-void CpuDecoder::linear(const void* packed, std::int64_t rows, const std::vector<Product>& products) {
-  const Matrix& first = products.front().matrix;
+void CpuDecoder::linear(const void* packed, std::int64_t rows, std::initializer_list<Product> products) {
+  const Matrix& first = products.begin()->matrix;
   const Arithmetic arithmetic = for_rows(first.arithmetic, rows);
-  std::vector<LinearSegment> segments;
+  std::vector<LinearSegment>& segments = linear_segments_;
+  segments.clear();
   for (const auto& [m, y] : products)
     segments.push_back({.x = packed, .weight = m.data, .bias = m.bias, .y = y, .y_stride = m.out, .out_width = m.out});
   run_.linear({.arithmetic = arithmetic,
@@ -393,7 +394,8 @@ void CpuDecoder::mla_absorbed(const Step& step, const PreparedLayer& w, const fl
   // Each head's rows through its own W_uv.
   const Arithmetic arithmetic = for_rows(w.kv_b_proj.arithmetic, N * H);
   const auto packed = static_cast<const char*>(pack(latent_out, Storage::f32, R, nullptr, N * H, R, arithmetic));
-  std::vector<LinearSegment> segments;
+  std::vector<LinearSegment>& segments = linear_segments_;
+  segments.clear();
   for (std::int64_t h = 0; h < H; ++h)
     segments.push_back({.x = packed + h * packed_bytes(arithmetic, R),
                         .weight = w.kv_b_proj.w_uv[static_cast<std::size_t>(h)],
@@ -426,7 +428,8 @@ void CpuDecoder::mla_expanded(const Step& step, const PreparedLayer& w, const fl
     const Storage storage = step.kv == Storage::i8 ? Storage::f32 : step.kv;
     const Arithmetic arithmetic = for_rows(w.kv_b_proj.arithmetic, T);
     const void* packed = pack(rows, storage, R, nullptr, T, R, arithmetic);
-    std::vector<LinearSegment> segments;
+    std::vector<LinearSegment>& segments = linear_segments_;
+    segments.clear();
     const auto add_segment = [&](const void* matrix, std::int64_t column, std::int64_t columns) {
       segments.push_back({.x = packed,
                           .weight = matrix,
@@ -624,9 +627,7 @@ ForwardOutput CpuDecoder::forward(const ForwardInput& input) {
   HostKvCache& cache = own_kind(input.cache ? *input.cache : *own);
   cache.reserve(T);
 
-  MlaForm form = options_.mla_form;
-  if (config_.use_mla && form == MlaForm::automatic)
-    form = cost(config_, {.batch = B, .tokens = S, .context = T, .causal = true, .logits = Logits::none}).mla_form;
+  const Workload work{.batch = B, .tokens = S, .context = T, .mla_form = options_.mla_form, .causal = true};
   const std::int64_t angles = N * config_.rope_dim() / 2;
   float *cos = cos_.get(angles), *sin = sin_.get(angles);
   rope_table(config_, call, cos, sin);
@@ -634,7 +635,7 @@ ForwardOutput CpuDecoder::forward(const ForwardInput& input) {
             .cache = cache,
             .kv = storage_of(cache.dtype()),
             .rows = N,
-            .mla_form = form,
+            .mla_form = mla_form(config_, work),
             .sink = input.taps,
             .cos = cos,
             .sin = sin,

@@ -1,8 +1,6 @@
 // Each op of model/op.h on the kernels, shared among threads as the decoder does it.
 #include "model/op.h"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <memory>
 #include <utility>
@@ -441,11 +439,8 @@ Run prepare_with_kernels(const OpProblem& problem, const Options& options, OpMem
   for (const Row& row : kRows) {
     if (row.op != problem.op) continue;
     std::vector<std::shared_ptr<Tensor>> kept;
-    Run run = row.prepare({.p = problem,
-                           .options = options,
-                           .memory = memory,
-                           .runner = Runner(kernels, options.threads > 0 ? options.threads : omp_get_num_procs()),
-                           .kept = kept});
+    Run run = row.prepare(
+        {.p = problem, .options = options, .memory = memory, .runner = Runner(kernels, options.threads), .kept = kept});
     if (kept.empty()) return run;
     return [run = std::move(run), kept = std::move(kept)] { run(); };
   }

@@ -3,17 +3,20 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 
 #include "optimized/cpu/kernels.h"
 #include "optimized/cpu/panel.h"
-#include "optimized/cpu/parallel.h"
+#include "optimized/cpu/thread_team.h"
 
 namespace dsv2::cpu {
 
-/// Runs ops on `threads` threads. The parameters say all but the number of items where that is rows of an array.
+/// Runs ops on `threads` threads (0: one per core). The parameters say all but the number of items where that is rows
+/// of an array. Copies share one team: one op at a time.
 class Runner {
  public:
-  Runner(const Kernels& kernels, int threads) : kernels_(kernels), threads_(threads) {}
+  Runner(const Kernels& kernels, int threads)
+      : kernels_(kernels), team_(std::make_shared<ThreadTeam>(threads > 0 ? threads : available_cores())) {}
   const Kernels& kernels() const { return kernels_; }
 
   void embedding(const EmbeddingParams& p, std::int64_t rows) const { run(kernels_.embedding, p, rows, p.width); }
@@ -78,12 +81,14 @@ class Runner {
   template <class Params>
   void run(void (*kernel)(const Params&, Range), const Params& params, std::int64_t items, std::int64_t work,
            std::int64_t grain = 1, Split split = Split::even) const {
-    const int threads = items * work < kMinWork ? 1 : threads_;
-    parallel_for(threads, items, grain, split, [&](Range range) { kernel(params, range); });
+    if (items * work >= kMinWork)
+      team_->run(items, grain, split, [&](Range range) { kernel(params, range); });
+    else if (items > 0)
+      kernel(params, {0, items});
   }
 
   Kernels kernels_;
-  int threads_;
+  std::shared_ptr<ThreadTeam> team_;
 };
 
 }  // namespace dsv2::cpu
