@@ -1,5 +1,6 @@
 #include "model/quantise_checkpoint.h"
 
+#include <algorithm>
 #include <cmath>
 #include <set>
 
@@ -14,26 +15,44 @@ struct Squares {
   double relative() const { return norm > 0 ? std::sqrt(error / norm) : 0; }
 };
 
-/// Of the values stored in `to` against those of `from`, both [rows, cols].
-Squares compare(const TensorView& from, const TensorView& to) {
-  const std::int64_t rows = from.dim(0), cols = from.dim(1);
+/// Quantises `from` [rows, cols] into `to` and reads back what that stores: once over the source, a panel at a time.
+/// The squares are not finite when the source is not.
+Squares quantise_into(const TensorView& from, Tensor& to) {
+  const std::int64_t rows = from.dim(0), cols = from.dim(1), bytes = quantised_panel_bytes(to.dtype(), cols);
   double error = 0, norm = 0;
 #pragma omp parallel reduction(+ : error, norm)
   {
-    std::vector<float> x(static_cast<std::size_t>(cols)), y(x.size());
-#pragma omp for
-    for (std::int64_t row = 0; row < rows; ++row) {
-      widen_rows_into(from, row, 1, x.data());
-      widen_rows_into(to, row, 1, y.data());
-      double row_error = 0, row_norm = 0;
-      for (std::size_t i = 0; i < x.size(); ++i) {
-        const double off = double{y[i]} - double{x[i]};
-        row_error += off * off, row_norm += double{x[i]} * double{x[i]};
+    std::vector<float> x(static_cast<std::size_t>(kQuantPanel * cols)), y(x.size());
+#pragma omp for schedule(dynamic, 4)
+    for (std::int64_t first = 0; first < rows; first += kQuantPanel) {
+      const std::int64_t count = std::min(kQuantPanel, rows - first);
+      widen_rows_into(from, first, count, x.data());
+      quantise_panel(x.data(), count, cols, to.dtype(),
+                     static_cast<std::byte*>(to.data()) + first / kQuantPanel * bytes);
+      widen_rows_into(to.view(), first, count, y.data());
+      double panel_error = 0, panel_norm = 0;
+#pragma omp simd reduction(+ : panel_error, panel_norm)
+      for (std::int64_t i = 0; i < count * cols; ++i) {
+        const double exact = x[static_cast<std::size_t>(i)], off = exact - y[static_cast<std::size_t>(i)];
+        panel_error += off * off;
+        panel_norm += exact * exact;
       }
-      error += row_error, norm += row_norm;
+      error += panel_error, norm += panel_norm;
     }
   }
   return {error, norm};
+}
+
+/// Rounds to bf16.
+Squares round_into(const TensorView& from, Tensor& to) {
+  to = convert(from, to.dtype());
+  const auto x = widen<double>(from), y = widen<double>(to.view());
+  Squares squares;
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    squares.error += (x[i] - y[i]) * (x[i] - y[i]);
+    squares.norm += x[i] * x[i];
+  }
+  return squares;
 }
 
 bool is_head(std::string_view tensor) { return tensor == "lm_head.weight" || tensor == "score.weight"; }
@@ -74,12 +93,15 @@ QuantiseReport quantise_checkpoint(const std::filesystem::path& from, const Conf
   const auto make = [&](std::size_t i) {
     const PlannedTensor& t = plan[i];
     const TensorView view = found[i].view();
-    require_finite(view, found[i].where());
     if (progress) progress(static_cast<std::int64_t>(++done), static_cast<std::int64_t>(plan.size()));
-    if (view.dtype == t.dtype) return view;
-    made = convert(view, t.dtype);
+    if (view.dtype == t.dtype) {
+      require_finite(view, found[i].where());
+      return view;
+    }
+    made = Tensor(t.dtype, t.shape);
+    const Squares squares = is_quantised(t.dtype) ? quantise_into(view, made) : round_into(view, made);
+    if (!std::isfinite(squares.norm)) require_finite(view, found[i].where());
     if (!is_quantised(t.dtype)) require_finite(made.view(), concat(found[i].where(), name(t.dtype), ": "));
-    const Squares squares = compare(view, made.view());
     all.error += squares.error, all.norm += squares.norm;
     report.tensors.push_back({t.name, t.dtype, made.size(), made.view().bytes(), squares.relative()});
     if (report.worst.tensor.empty() || report.tensors.back().error > report.worst.error)

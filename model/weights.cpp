@@ -48,7 +48,7 @@ void draw(std::byte* to, const TensorView& view, std::uint64_t stream, const Fil
 #pragma omp parallel
   {
     std::vector<float> wide(static_cast<std::size_t>(kQuantPanel * cols));
-#pragma omp for
+#pragma omp for schedule(dynamic, 4)
     for (std::int64_t first = 0; first < rows; first += kQuantPanel) {
       const std::int64_t count = std::min(kQuantPanel, rows - first);
       fill_normal(wide.data(), DType::f32, count * cols, stream, how.mean, how.scale, first * cols);
