@@ -43,16 +43,23 @@ Squares quantise_into(const TensorView& from, Tensor& to) {
   return {error, norm};
 }
 
-/// Rounds to bf16.
+/// Rounds `from` to bf16.
 Squares round_into(const TensorView& from, Tensor& to) {
   to = convert(from, to.dtype());
-  const auto x = widen<double>(from), y = widen<double>(to.view());
-  Squares squares;
-  for (std::size_t i = 0; i < x.size(); ++i) {
-    squares.error += (x[i] - y[i]) * (x[i] - y[i]);
-    squares.norm += x[i] * x[i];
+  const std::int64_t rows = from.dim(0), cols = from.dim(1);
+  double error = 0, norm = 0;
+#pragma omp parallel for reduction(+ : error, norm)
+  for (std::int64_t row = 0; row < rows; ++row) {
+    std::vector<float> x(static_cast<std::size_t>(cols)), y(x.size());
+    widen_rows_into(from, row, 1, x.data());
+    widen_rows_into(to.view(), row, 1, y.data());
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      const double exact = x[i], off = exact - y[i];
+      error += off * off;
+      norm += exact * exact;
+    }
   }
-  return squares;
+  return {error, norm};
 }
 
 bool is_head(std::string_view tensor) { return tensor == "lm_head.weight" || tensor == "score.weight"; }

@@ -170,6 +170,8 @@ TensorView SafetensorsFile::view(const SafetensorsEntry& entry) const {
   const auto dtype = dtype_of_safetensors(entry.dtype);
   DSV2_CHECK(dtype, source_, ": tensor ", quote(entry.name), ": expected dtype F64, F32, BF16, F16, I64 or I8, found ",
              entry.dtype);
+  DSV2_CHECK(!is_quantised(*dtype) || entry.shape.size() <= 1, source_, ": tensor ", quote(entry.name),
+             ": expected a vector of ", entry.dtype, ", found shape ", to_string(entry.shape));
   const std::byte* const data = file_.bytes().data() + entry.begin;
   const auto alignment = static_cast<std::uintptr_t>(bits(*dtype) / 8);
   if (reinterpret_cast<std::uintptr_t>(data) % alignment == 0) return {*dtype, entry.shape, data};
