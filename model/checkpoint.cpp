@@ -1,12 +1,10 @@
 #include "model/checkpoint.h"
 
 #include <algorithm>
-#include <numeric>
 
 #include "model/checksum.h"
 #include "model/json.h"
 #include "model/quantised.h"
-#include "model/weights.h"
 
 namespace dsv2 {
 namespace {
@@ -17,7 +15,8 @@ constexpr std::string_view kPrefix = "model.";
 constexpr std::string_view kFormat = "dsv2-quantised", kVersion = "1";
 constexpr std::string_view kPanelWord = "U8";
 constexpr std::int64_t kPanelAlignment = 64;
-constexpr std::int64_t kParallelFrom = 1 << 15;  // elements below which a thread team costs more than it saves
+[[maybe_unused]] constexpr std::int64_t kParallelFrom =
+    1 << 15;  // elements below which a thread team costs more than it saves
 
 std::string_view without_prefix(std::string_view name) {
   return name.starts_with(kPrefix) ? name.substr(kPrefix.size()) : name;
