@@ -8,6 +8,7 @@
 #include "model/op.h"
 #include "model/tensor.h"
 #include "optimized/cpu/backend.h"
+#include "optimized/cpu/panel.h"
 #include "optimized/cpu/test_hook.h"
 
 namespace dsv2::harness {
@@ -51,7 +52,7 @@ void for_outputs(const cpu::LinearParams& p, Range items, F&& f) {
     const std::int64_t begin = std::max(items.begin - before, std::int64_t{0}),
                        end = std::min(items.end - before, segment.out_width);
     for (std::int64_t n = 0; begin < end && n < p.rows; ++n) f(segment.y + n * segment.y_stride, begin, end, segment);
-    before += segment.out_width;
+    before += cpu::padded_to_item(segment.out_width);
   }
 }
 
@@ -179,7 +180,7 @@ const Fault kFaults[] = {
     DSV2_FAULT(attention, AttentionParams, "values of the first sequence", p.v.batch_stride = 0; right.attention(p, items);),
     DSV2_FAULT(attention, AttentionParams, "stale output", static_cast<void>(p); static_cast<void>(items);),
 
-    DSV2_FAULT(mla_absorb, MlaAbsorbParams, "weights of the first head", p.weight_head_stride = 0; right.mla_absorb(p, items);),
+    DSV2_FAULT(mla_absorb, MlaAbsorbParams, "weights of the first head", const std::vector<const void*> first(static_cast<std::size_t>(p.heads), p.weight[0]); p.weight = first.data(); right.mla_absorb(p, items);),
     DSV2_FAULT(mla_absorb, MlaAbsorbParams, "half of the nope dimensions", p.nope /= 2; right.mla_absorb(p, items);),
 
     DSV2_FAULT(gate_select, GateParams, "least instead of most",
@@ -230,7 +231,7 @@ const Fault kFaults[] = {
                if (p.segment_count > 1) { ++p.segments; --p.segment_count; right.experts_down(p, {items.begin, std::min(items.end, items.begin + 1)}); }
                else { p.y[items.begin] = 0; }),
     DSV2_FAULT(experts_down, ExpertsParams, "added to what was there", std::vector<float> before(p.y, p.y + p.tokens * p.hidden); right.experts_down(p, items);
-               for (std::int64_t n = 0; n < p.tokens; ++n) for (std::int64_t d = items.begin; d < items.end; ++d)
+               for (std::int64_t n = 0; n < p.tokens; ++n) for (std::int64_t d = items.begin; d < std::min(items.end, p.hidden); ++d)
                    p.y[n * p.hidden + d] += before[static_cast<std::size_t>(n * p.hidden + d)];),
 
     DSV2_FAULT(add, AddParams, "residual dropped", for (std::int64_t i = items.begin; i < items.end; ++i) p.x[i] = p.y[i];),

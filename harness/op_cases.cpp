@@ -8,6 +8,7 @@
 #include <set>
 #include <span>
 
+#include "model/quantised.h"
 #include "model/random.h"
 
 namespace dsv2::harness {
@@ -182,7 +183,13 @@ struct MatrixTypes {
   DType dtype, stored;
 };
 constexpr MatrixTypes kF32[] = {{DType::f32, DType::f32}};
-constexpr MatrixTypes kMatrix[] = {{DType::f32, DType::f32}, {DType::bf16, DType::bf16}, {DType::f32, DType::bf16}};
+constexpr MatrixTypes kMatrix[] = {{DType::f32, DType::f32},
+                                   {DType::bf16, DType::bf16},
+                                   {DType::f32, DType::bf16},
+                                   {DType::i8, DType::i8},
+                                   {DType::i4, DType::i4}};
+// Never below what a checkpoint stores it in.
+constexpr MatrixTypes kGateMatrix[] = {{DType::f32, DType::f32}, {DType::bf16, DType::bf16}, {DType::f32, DType::bf16}};
 constexpr DType kNoCache[] = {DType::f32};
 constexpr DType kCache[] = {DType::f32, DType::bf16};
 
@@ -230,8 +237,8 @@ const Family kFamilies[] = {
     {"mla_absorb", "self_attn.kv_b_proj", kRealMla, kOneRow, kMatrix, kNormal},
     {"add", "self_attn.residual", kSmall},
     {"add", "self_attn.residual", kReal, kRealRows, kF32, kNormal},
-    {"gate", "mlp.gate", kSmall, kRows, kMatrix},
-    {"gate", "mlp.gate", kReal, kRealRows, kMatrix, kNormal},
+    {"gate", "mlp.gate", kSmall, kRows, kGateMatrix},
+    {"gate", "mlp.gate", kReal, kRealRows, kGateMatrix, kNormal},
     {"gate_select", "mlp.gate.topk_idx", kGates, kRows, kF32, kDecisions},
     {"gate_select", "mlp.gate.topk_idx", kReal, kRealRows, kF32, kDecisions},
     {"gate_weight", "mlp.gate.topk_weight", kGates, kRows, kF32, kWeights},
@@ -259,6 +266,8 @@ class Source {
   Source(std::uint64_t seed, const OpCase& op_case) : seed_(seed), case_(op_case.name()), fill_(op_case.fill) {}
 
   Tensor normal(std::string_view tensor, Shape shape, DType dtype, double mean, double deviation) const {
+    if (is_quantised(dtype))
+      return quantise(normal(tensor, std::move(shape), DType::f32, mean, deviation).view(), dtype);
     Tensor t(dtype, std::move(shape));
     fill_normal(t.data(), dtype, t.size(), stream(tensor), static_cast<float>(mean), static_cast<float>(deviation));
     return t;

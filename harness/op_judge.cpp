@@ -205,7 +205,8 @@ OpJudge::OpJudge(const OpCase& op_case, const OpProblem& problem)
     : case_(op_case), problem_(problem), want_(run_reference(problem)) {
   const OpProblem& p = problem;
   const Config& c = p.config;
-  const DType rows = rounds_rows(p.op) ? case_.dtype : DType::f32;
+  // With int8 and int4 matrices rows are rounded to 15-bit integers or, where they are many, to bf16.
+  const DType rows = !rounds_rows(p.op) ? DType::f32 : is_quantised(case_.dtype) ? DType::bf16 : case_.dtype;
   const auto bound = [&](std::string_view output, std::vector<double> root, DType dtype, std::int64_t reduction) {
     Bound b{std::move(root), dtype, reduction, 0};
     // Underflow: instructions on bf16 pairs flush what is below the smallest normal number, inputs included.
@@ -259,7 +260,7 @@ OpJudge::OpJudge(const OpCase& op_case, const OpProblem& problem)
   }
 
   // Below the smallest normal number what a framework keeps depends on its instructions.
-  if (case_.dtype == DType::bf16 && rounds_rows(p.op) && case_.fill != Fill::denormal) {
+  if (case_.dtype != DType::f32 && rounds_rows(p.op) && case_.fill != Fill::denormal) {
     const OpProblem framework = rounded(p);
     const auto given = run_reference(framework);
     const OpOutput& last = p.out.back();

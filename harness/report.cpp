@@ -129,6 +129,7 @@ Json Record::to_json() const {
   j["worst"] = text_or_null(worst);
   j["ties"] = ties;
   j["rows_left_out"] = rows_left_out;
+  j["loss_to_f32"] = loss_to_f32 ? finite_or_null(*loss_to_f32) : Json(nullptr);
   j["failures"] = Json::array();
   for (const Comparison& c : failures) j["failures"].push_back(comparison_json(c));
   for (const OpShare& s : bisect)

@@ -65,15 +65,16 @@ struct Record {
   std::optional<int> threads;  ///< that the work ran on
 
   Status status = Status::skipped;
-  std::string reason;                ///< empty when passed
-  std::string coverage;              ///< what was compared with what
-  std::int64_t compared = 0;         ///< tensors compared
-  double budget_used = 0;            ///< worst share of any bound
-  std::string worst;                 ///< the tensor with that share
-  std::vector<Comparison> failures;  ///< in the order met: the first is the first divergence
-  std::vector<OpShare> bisect;       ///< in the order computed; empty but for --bisect
-  std::int64_t ties = 0;             ///< routing or token decisions that differed within the bound
-  std::int64_t rows_left_out = 0;    ///< low precision: rows from a changed expert on
+  std::string reason;                 ///< empty when passed
+  std::string coverage;               ///< what was compared with what
+  std::int64_t compared = 0;          ///< tensors compared
+  double budget_used = 0;             ///< worst share of any bound
+  std::string worst;                  ///< the tensor with that share
+  std::vector<Comparison> failures;   ///< in the order met: the first is the first divergence
+  std::vector<OpShare> bisect;        ///< in the order computed; empty but for --bisect
+  std::int64_t ties = 0;              ///< routing or token decisions that differed within the bound
+  std::int64_t rows_left_out = 0;     ///< low precision: rows from a changed expert on
+  std::optional<double> loss_to_f32;  ///< int8, int4: relative L2 of the logits from the golden ones in f32; not judged
 
   std::optional<double> flops;  ///< of one sample
   std::optional<Bytes> bytes;   ///< of one sample

@@ -15,10 +15,12 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr double kLowPrecisionFactor = 2.0;   // times the framework's own bf16 error, where the case carries it
-constexpr double kLowPrecisionBound = 0.025;  // else: relative L2 from the double reference on the rounded weights
+constexpr double kLowPrecisionFactor = 2.0;  // times the framework's own bf16 error, where the case carries it
+// Else: relative L2 from the double reference on the rounded weights.
+constexpr double kBf16Bound = 0.025, kQuantisedBound = 0.02;
 
 bool low_precision(const Options& o) { return o.dtype != DType::f32; }
+double low_precision_bound(const Options& o) { return is_quantised(o.dtype) ? kQuantisedBound : kBf16Bound; }
 
 std::string layer_name(std::string pattern, std::int64_t layer) {
   if (const auto at = pattern.find("{i}"); at != std::string::npos) pattern.replace(at, 3, std::to_string(layer));
@@ -188,13 +190,14 @@ class CaseRun {
   }
 
   /// Other experts are excused where the gate's logits are as near as low precision gets them, and counted.
-  static Comparison judge_change(const RouteChange& change, std::int64_t row) {
+  Comparison judge_change(const RouteChange& change, std::int64_t row) const {
+    const double bound = 2 * low_precision_bound(options_.decoder);
     Comparison c;
     c.name = concat("layers.", change.layer, ".mlp.gate.topk_idx");
     c.worst = {row};
-    c.rule = concat("other experts only where the gate's logits are within ", 2 * kLowPrecisionBound, " (relative L2)");
+    c.rule = concat("other experts only where the gate's logits are within ", bound, " (relative L2)");
     c.relative_l2 = change.logits_distance;
-    c.bound = 2 * kLowPrecisionBound;
+    c.bound = bound;
     c.budget_used = c.relative_l2 / c.bound;
     c.passed = c.relative_l2 <= c.bound;
     c.zeros = true;
@@ -299,6 +302,8 @@ class CaseRun {
         const Selection rows = spread(flags, kind, want.shape, B, S);
         const TensorView framework = bf16_names.empty() ? TensorView{} : golden_.expected(bf16_names[n].second);
         record.add(judge(kind, tensor_name, got.view(), want, framework, oracle, layer, rows, *caches));
+        if (is_quantised(options_.decoder.dtype) && kind == std::string("logits") && got.shape() == want.shape)
+          record.loss_to_f32 = std::max(record.loss_to_f32.value_or(0), relative_l2(got.view(), want, rows));
       }
     }
     if (!call.cache_after.empty()) {
@@ -336,14 +341,15 @@ class CaseRun {
       return c;
     }
     if (want.dtype == DType::i64) return compare_exact(tensor_name, got, want, rows);
-    if (framework) {
+    if (framework && !is_quantised(options_.decoder.dtype)) {
       const double own = relative_l2(framework, want, rows);
       return compare_relative_l2(tensor_name, got, want, kLowPrecisionFactor * own,
                                  concat("relative L2 <= ", kLowPrecisionFactor, " x the framework's own ", own), rows);
     }
     const Tensor right = is_reference_ ? convert(got, DType::f64) : oracle.fetch(kind, layer, config_);
-    return compare_relative_l2(tensor_name, got, right.view(), kLowPrecisionBound,
-                               concat("relative L2 <= ", kLowPrecisionBound, " from the double reference"), rows);
+    return compare_relative_l2(
+        tensor_name, got, right.view(), low_precision_bound(options_.decoder),
+        concat("relative L2 <= ", low_precision_bound(options_.decoder), " from the double reference"), rows);
   }
 
   void compare_cache(const std::map<std::string, std::string>& pattern, const Caches& caches,
@@ -372,9 +378,9 @@ class CaseRun {
         if (right.empty() || std::find(caches.diverged.begin(), caches.diverged.end(), true) != caches.diverged.end())
           continue;
         const auto& want = right[static_cast<std::size_t>(i)];
-        record.add(
-            compare_relative_l2(tensor_name, view, (p == 0 ? want.first : want.second).view(), kLowPrecisionBound,
-                                concat("relative L2 <= ", kLowPrecisionBound, " from the double reference"), rows));
+        record.add(compare_relative_l2(
+            tensor_name, view, (p == 0 ? want.first : want.second).view(), low_precision_bound(options_.decoder),
+            concat("relative L2 <= ", low_precision_bound(options_.decoder), " from the double reference"), rows));
       }
     }
   }
@@ -421,7 +427,8 @@ class CaseRun {
         if (std::find(flags.begin(), flags.end(), true) != flags.end())
           record.add(compare_relative_l2(
               concat(g.id, ".logits step ", step), tested.out.logits.view(), oracle.out.logits.view(),
-              kLowPrecisionBound, concat("relative L2 <= ", kLowPrecisionBound, " from the double reference"), flags));
+              low_precision_bound(options_.decoder),
+              concat("relative L2 <= ", low_precision_bound(options_.decoder), " from the double reference"), flags));
         const std::vector<std::int64_t> right = argmax_last(oracle.out.logits.view());
         for (std::size_t b = 0; b < right.size(); ++b) flips += right[b] != chosen[b];
         chosen = right;
@@ -474,7 +481,8 @@ std::vector<Record> run_case(const GoldenCase& golden, const Backend& backend, c
   prefill.phase = "prefill";
   decode.phase = "decode";
   const bool judged_by_itself =
-      low_precision(options.decoder) && !golden.has_bf16_outputs && backend.name == reference::backend().name;
+      backend.name == reference::backend().name &&
+      (is_quantised(options.decoder.dtype) || (low_precision(options.decoder) && !golden.has_bf16_outputs));
   if (golden.expected_count() == 0) {
     blank.reason = "the case has no tensor to compare";
     return {blank};
@@ -498,7 +506,9 @@ std::vector<Record> run_case(const GoldenCase& golden, const Backend& backend, c
   std::vector<Record> records;
   for (Record* r : {&prefill, &decode}) {
     if (r->samples_ns.empty() && r->compared == 0) continue;
-    r->coverage = low_precision(options.decoder)
+    r->coverage = is_quantised(options.decoder.dtype)
+                      ? "outputs within 2 % of the double reference on the dequantised weights, and ops alone"
+                  : low_precision(options.decoder)
                       ? "golden outputs within bf16 bounds, ops alone against the double reference"
                       : "every golden tensor; ops alone against the double reference";
     if (r->compared == 0) r->reason = "no tensor to compare in this phase";

@@ -143,7 +143,14 @@ void convert_span(std::span<const From> from, To* to) {
 template <class To>
 void convert_into(const TensorView& v, To* to) {
   if constexpr (std::is_same_v<To, float> || std::is_same_v<To, double>)
-    if (is_quantised(v.dtype) && v.shape.size() == 2) return widen_rows_into(v, 0, v.dim(0), to);
+    if (is_quantised(v.dtype) && v.shape.size() >= 2) {
+      const TensorView first{v.dtype, {v.dim(-2), v.dim(-1)}, v.data};
+      const std::int64_t each = first.size();
+      for (std::int64_t i = 0; each > 0 && i < v.size() / each; ++i)
+        widen_rows_into({v.dtype, first.shape, static_cast<const char*>(v.data) + i * first.bytes()}, 0, first.dim(0),
+                        to + i * each);
+      return;
+    }
   switch (v.dtype) {
     case DType::f64:
       return convert_span(v.as<double>(), to);

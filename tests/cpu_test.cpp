@@ -16,6 +16,8 @@
 
 #include "optimized/cpu/backend.h"
 #include "optimized/cpu/kernels.h"
+#include "optimized/cpu/packed_matrix.h"
+#include "optimized/cpu/panel.h"
 #include "reference/backend.h"
 #include "tests/temporary_folder.h"
 
@@ -487,7 +489,7 @@ TEST(CpuBackend, NamesWhatItLacks) {
     change(options);
     return message_of<Error>([&] { backend().create(config, weights, options); });
   };
-  EXPECT_EQ(error([](Options& o) { o.dtype = DType::i8; }), "cpu: dtype: expected f32 or bf16, found int8");
+  EXPECT_EQ(error([](Options& o) { o.dtype = DType::f16; }), "cpu: dtype: expected f32, bf16, int8 or int4, found f16");
   EXPECT_EQ(error([](Options& o) { o.kv_dtype = DType::i8; }), "cpu: kv_dtype: expected f32 or bf16, found int8");
   EXPECT_EQ(error([](Options& o) { o.threads = -1; }), "threads: expected 0 or more, found -1");
   const std::string isa = error([](Options& o) { o.isa = "avx9"; });
@@ -570,7 +572,8 @@ TEST_P(CpuOps, SiluIsAccurate) {
 /// However a matrix op is split, and whatever lies around its output.
 TEST_P(CpuOps, LinearWritesItsItemsAndNothingElse) {
   const std::int64_t guard = 16;
-  for (const auto& [N, K, O] : {std::tuple{1, 1, 1}, {2, 31, 5}, {3, 33, 33}, {7, 257, 70}, {33, 64, 9}}) {
+  for (const auto& [N, K, O] :
+       {std::tuple{1, 1, 1}, {2, 31, 5}, {3, 33, 33}, {7, 257, 170}, {33, 64, 9}, {13, 1027, 65}}) {
     const std::int64_t padded = packed_width(K);
     std::vector<float> x(static_cast<std::size_t>(N * padded)), weight(static_cast<std::size_t>(O * K));
     std::mt19937_64 rng(seed());
@@ -578,24 +581,27 @@ TEST_P(CpuOps, LinearWritesItsItemsAndNothingElse) {
     for (std::int64_t n = 0; n < N; ++n)
       for (std::int64_t k = 0; k < K; ++k) x[static_cast<std::size_t>(n * padded + k)] = normal(rng);
     for (float& w : weight) w = normal(rng);
+    Tensor panels(DType::i8, {packed_matrix_bytes(Arithmetic::f32, O, K)});
+    pack_matrix({DType::f32, {O, K}, weight.data()}, Arithmetic::f32, static_cast<std::byte*>(panels.data()));
     std::vector<float> results[2];
-    for (const std::int64_t split : {std::int64_t{O}, std::int64_t{3}}) {
-      std::vector<float>& y = results[split == 3];
+    for (const bool split : {false, true}) {
+      std::vector<float>& y = results[split];
       y.assign(static_cast<std::size_t>(N * O + 2 * guard), -77.0f);
       const LinearSegment segment{.x = x.data(),
-                                  .weight = weight.data(),
+                                  .weight = panels.data(),
                                   .bias = nullptr,
                                   .y = y.data() + guard,
                                   .y_stride = O,
                                   .out_width = O};
-      for (std::int64_t o = 0; o < O; o += split)
+      const std::int64_t step = split ? kItem : padded_to_item(O);
+      for (std::int64_t o = 0; o < O; o += step)
         kernels().linear({.arithmetic = Arithmetic::f32,
                           .rows = N,
                           .width = K,
-                          .x_stride = padded,
+                          .x_stride = padded * 4,
                           .segments = &segment,
                           .segment_count = 1},
-                         {o, std::min<std::int64_t>(o + split, O)});
+                         {o, o + step});
       for (std::int64_t i = 0; i < guard; ++i) {
         EXPECT_EQ(y[static_cast<std::size_t>(i)], -77.0f);
         EXPECT_EQ(y[y.size() - 1 - static_cast<std::size_t>(i)], -77.0f);

@@ -238,36 +238,4 @@ void attention_probabilities(const AttentionParams& p, Range items) {
   }
 }
 
-void mla_absorb(const MlaAbsorbParams& p, Range items) {
-  const auto run = [&]<class T>() {
-    for (std::int64_t h = items.begin; h < items.end; ++h) {
-      const T* weight = static_cast<const T*>(p.weight) + h * p.weight_head_stride;
-      for (std::int64_t n = 0; n < p.tokens; ++n) {
-        const float* x = p.x + n * p.token_stride + h * p.head_stride;
-        float* y = p.y + (n * p.heads + h) * p.width;
-        constexpr int kVectors = 8;
-        std::int64_t i = 0;
-        for (; i + kVectors * kWidth <= p.width; i += kVectors * kWidth) {
-          V acc[kVectors] = {};
-          for (std::int64_t j = 0; j < p.nope; ++j)
-            for (int v = 0; v < kVectors; ++v)
-              acc[v] = fma(broadcast(x[j]), load(weight + j * p.width + i + v * kWidth), acc[v]);
-          for (int v = 0; v < kVectors; ++v) store(y + i + v * kWidth, acc[v]);
-        }
-        for (; i < p.width; i += kWidth) {
-          const std::int64_t count = p.width - i < kWidth ? p.width - i : kWidth;
-          V acc{};
-          for (std::int64_t j = 0; j < p.nope; ++j)
-            acc = fma(broadcast(x[j]), load(weight + j * p.width + i, count), acc);
-          store(y + i, acc, count);
-        }
-      }
-    }
-  };
-  if (p.storage == Storage::f32)
-    run.template operator()<float>();
-  else
-    run.template operator()<std::uint16_t>();
-}
-
 }  // namespace dsv2::cpu::DSV2_ISA

@@ -44,16 +44,4 @@ static constexpr std::int64_t attention_items(const AttentionParams& p) {
   return p.batch * p.key_heads * ((queries + kQueryBlock - 1) / kQueryBlock);
 }
 
-/// q_nope through W_uk into the latent space: y[n,h,:] = sum over j of x[n,h,j] weight[h,j,:]. Items: heads.
-struct MlaAbsorbParams {
-  const float* x;  // [N,H,nope]
-  std::int64_t token_stride, head_stride;
-  const void* weight;  // kv_b_proj [H*(nope+v),R]
-  Storage storage;
-  std::int64_t weight_head_stride;  // (nope+v)*R
-  std::int64_t tokens, heads;       // N, H
-  std::int64_t nope, width;         // nope, R
-  float* y;                         // [N,H,R]
-};
-
 }  // namespace dsv2::cpu

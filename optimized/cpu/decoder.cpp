@@ -11,6 +11,8 @@
 #include "optimized/cpu/buffer.h"
 #include "optimized/cpu/expert_groups.h"
 #include "optimized/cpu/kernels.h"
+#include "optimized/cpu/packed_matrix.h"
+#include "optimized/cpu/panel.h"
 #include "optimized/cpu/prepared_weights.h"
 #include "optimized/cpu/rope_table.h"
 #include "optimized/cpu/runner.h"
@@ -75,7 +77,7 @@ class CpuDecoder final : public Decoder {
       : config_(config),
         options_(options),
         run_(kernels, options.threads > 0 ? options.threads : omp_get_num_procs()),
-        weights_(std::move(weights), options.dtype == DType::bf16 && kernels.bf16_dot),
+        weights_(std::move(weights), config, row_rounding(options, kernels)),
         scale_(softmax_scale(config)) {}
 
   const Config& config() const override { return config_; }
@@ -205,6 +207,7 @@ void CpuDecoder::append(const Step& step, int part, const float* x) {
 
 const void* CpuDecoder::pack(const void* x, Storage storage, std::int64_t x_stride, const std::int64_t* rows,
                              std::int64_t count, std::int64_t width, Arithmetic arithmetic) {
+  arithmetic = for_rows(arithmetic, count);
   float* y = packed_.get(count * packed_width(width));
   run_.pack({.x = x,
              .storage = storage,
@@ -219,13 +222,14 @@ const void* CpuDecoder::pack(const void* x, Storage storage, std::int64_t x_stri
 
 void CpuDecoder::linear(const void* packed, std::int64_t rows, const std::vector<Product>& products) {
   const Matrix& first = products.front().matrix;
+  const Arithmetic arithmetic = for_rows(first.arithmetic, rows);
   std::vector<LinearSegment> segments;
   for (const auto& [m, y] : products)
     segments.push_back({.x = packed, .weight = m.data, .bias = m.bias, .y = y, .y_stride = m.out, .out_width = m.out});
-  run_.linear({.arithmetic = first.arithmetic,
+  run_.linear({.arithmetic = arithmetic,
                .rows = rows,
                .width = first.in,
-               .x_stride = packed_width(first.in),
+               .x_stride = packed_bytes(arithmetic, first.in),
                .segments = segments.data(),
                .segment_count = static_cast<std::int64_t>(segments.size())});
 }
@@ -235,7 +239,7 @@ void CpuDecoder::embed(const ForwardInput& input, const Step& step) {
     widen_into(*input.inputs_embeds, step.x);
   } else {
     run_.embedding({.table = weights_.embed_tokens.data,
-                    .storage = weights_.embed_tokens.storage,
+                    .stored = weights_.embed_tokens.stored,
                     .ids = input.input_ids->as<std::int64_t>().data(),
                     .width = config_.hidden_size,
                     .y = step.x},
@@ -355,9 +359,8 @@ void CpuDecoder::mla_absorbed(const Step& step, const PreparedLayer& w, const fl
   run_.mla_absorb({.x = q,
                    .token_stride = q_width,
                    .head_stride = q_width / H,
-                   .weight = w.kv_b_proj.data,
-                   .storage = w.kv_b_proj.storage,
-                   .weight_head_stride = (nope + v) * R,
+                   .weight = w.kv_b_proj.w_uk.data(),
+                   .arithmetic = w.kv_b_proj.arithmetic,
                    .tokens = N,
                    .heads = H,
                    .nope = nope,
@@ -373,23 +376,20 @@ void CpuDecoder::mla_absorbed(const Step& step, const PreparedLayer& w, const fl
   attend(step, p);
 
   // Each head's rows through its own W_uv.
-  const auto packed =
-      static_cast<const char*>(pack(latent_out, Storage::f32, R, nullptr, N * H, R, w.kv_b_proj.arithmetic));
-  const auto weight = static_cast<const char*>(w.kv_b_proj.data);
-  const std::int64_t weight_size = w.kv_b_proj.storage == Storage::f32 ? sizeof(float) : sizeof(bf16_t);
-  const std::int64_t row_size = w.kv_b_proj.arithmetic == Arithmetic::bf16_dot ? sizeof(bf16_t) : sizeof(float);
+  const Arithmetic arithmetic = for_rows(w.kv_b_proj.arithmetic, N * H);
+  const auto packed = static_cast<const char*>(pack(latent_out, Storage::f32, R, nullptr, N * H, R, arithmetic));
   std::vector<LinearSegment> segments;
   for (std::int64_t h = 0; h < H; ++h)
-    segments.push_back({.x = packed + h * packed_width(R) * row_size,
-                        .weight = weight + (h * (nope + v) + nope) * R * weight_size,
+    segments.push_back({.x = packed + h * packed_bytes(arithmetic, R),
+                        .weight = w.kv_b_proj.w_uv[static_cast<std::size_t>(h)],
                         .bias = nullptr,
                         .y = out + h * v,
                         .y_stride = H * v,
                         .out_width = v});
-  run_.linear({.arithmetic = w.kv_b_proj.arithmetic,
+  run_.linear({.arithmetic = arithmetic,
                .rows = N,
                .width = R,
-               .x_stride = H * packed_width(R),
+               .x_stride = H * packed_bytes(arithmetic, R),
                .segments = segments.data(),
                .segment_count = H});
 }
@@ -402,7 +402,27 @@ void CpuDecoder::mla_expanded(const Step& step, const PreparedLayer& w, const fl
   float* expanded = expanded_.get(T * width);
   for (std::int64_t b = 0; b < step.call.batch; ++b) {
     const KeyRows latent = of_sequence(step.cached(1), b);
-    linear(pack(latent.data, step.kv, R, nullptr, T, R, w.kv_b_proj.arithmetic), T, {{w.kv_b_proj, expanded}});
+    const Arithmetic arithmetic = for_rows(w.kv_b_proj.arithmetic, T);
+    const void* packed = pack(latent.data, step.kv, R, nullptr, T, R, arithmetic);
+    std::vector<LinearSegment> segments;
+    const auto add_segment = [&](const void* matrix, std::int64_t column, std::int64_t columns) {
+      segments.push_back({.x = packed,
+                          .weight = matrix,
+                          .bias = nullptr,
+                          .y = expanded + column,
+                          .y_stride = width,
+                          .out_width = columns});
+    };
+    for (std::int64_t h = 0; h < H; ++h) {
+      add_segment(w.kv_b_proj.w_uk[static_cast<std::size_t>(h)], h * (nope + v), nope);
+      add_segment(w.kv_b_proj.w_uv[static_cast<std::size_t>(h)], h * (nope + v) + nope, v);
+    }
+    run_.linear({.arithmetic = arithmetic,
+                 .rows = T,
+                 .width = R,
+                 .x_stride = packed_bytes(arithmetic, R),
+                 .segments = segments.data(),
+                 .segment_count = 2 * H});
 
     AttentionParams p = attention_params(step);
     p.batch = 1, p.key_heads = H;
@@ -504,11 +524,11 @@ void CpuDecoder::segments_of(const Step& step, const PreparedLayer& w) {
     if (w.shared_experts.gate_proj.data) add_segment(w.shared_experts, N, nullptr, nullptr);
   }
   const PreparedMlp& any = w.experts.empty() ? w.mlp : w.experts.front();
-  const std::int64_t size = any.down_proj.arithmetic == Arithmetic::bf16_dot ? sizeof(bf16_t) : sizeof(float);
+  const Arithmetic arithmetic = for_rows(any.down_proj.arithmetic, N);
   auto* act = reinterpret_cast<char*>(act_.get(act_size));
   for (ExpertSegment& s : segments_) {
     s.act = act;
-    act += s.rows * packed_width(s.width) * size;
+    act += s.rows * packed_bytes(arithmetic, s.width);
   }
 }
 
@@ -524,8 +544,8 @@ void CpuDecoder::mlp_block(const Step& step, const PreparedLayer& w) {
   const PreparedMlp& any = dense ? w.mlp : w.experts.front();
   const ExpertsParams params{.segments = segments_.data(),
                              .segment_count = static_cast<std::int64_t>(segments_.size()),
-                             .up_arithmetic = any.gate_proj.arithmetic,
-                             .down_arithmetic = any.down_proj.arithmetic,
+                             .up_arithmetic = for_rows(any.gate_proj.arithmetic, N),
+                             .down_arithmetic = for_rows(any.down_proj.arithmetic, N),
                              .activation = config_.hidden_act,
                              .hidden = D,
                              .tokens = N,
@@ -628,8 +648,10 @@ ForwardOutput CpuDecoder::forward(const ForwardInput& input) {
 }
 
 std::optional<std::string> unsupported(const Config&, const Options& options) {
-  for (const auto& [what, dtype] : {std::pair("dtype", options.dtype), std::pair("kv_dtype", options.kv_dtype)})
-    if (dtype != DType::f32 && dtype != DType::bf16) return concat(what, ": expected f32 or bf16, found ", name(dtype));
+  if (options.dtype != DType::f32 && options.dtype != DType::bf16 && !is_quantised(options.dtype))
+    return concat("dtype: expected f32, bf16, int8 or int4, found ", name(options.dtype));
+  if (options.kv_dtype != DType::f32 && options.kv_dtype != DType::bf16)
+    return concat("kv_dtype: expected f32 or bf16, found ", name(options.kv_dtype));
   return std::nullopt;
 }
 
@@ -648,7 +670,8 @@ std::unique_ptr<Decoder> create_with_kernels(const Config& config, std::shared_p
 
 Backend backend() {
   return {.name = "cpu",
-          .description = "f32 and bf16 weights; portable, AVX2, AVX-512 and AVX-512 BF16 kernels, chosen at run time",
+          .description =
+              "f32, bf16, int8 and int4 weights; portable, AVX2, AVX-512 and AVX-512 BF16 kernels, chosen at run time",
           .unavailable = [] { return std::optional<std::string>(); },
           .unsupported = unsupported,
           .create = create,

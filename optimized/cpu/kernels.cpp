@@ -36,7 +36,8 @@ const auto& all() {
       Isa{"portable", true, &portable::kKernels},
       Isa{"avx2", kAvx2, &avx2::kKernels},
       Isa{"avx512", kAvx512, &avx512::kKernels},
-      Isa{"avx512_bf16", kAvx512 && __builtin_cpu_supports("avx512bf16"), &avx512_bf16::kKernels},
+      Isa{"avx512_bf16", kAvx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni"),
+          &avx512_bf16::kKernels},
   };
 #else
   static const std::array kAll = {Isa{"portable", true, &portable::kKernels}};

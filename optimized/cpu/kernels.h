@@ -8,6 +8,7 @@
 #include "optimized/cpu/experts.h"
 #include "optimized/cpu/gate.h"
 #include "optimized/cpu/linear.h"
+#include "optimized/cpu/mla_absorb.h"
 #include "optimized/cpu/pack.h"
 #include "optimized/cpu/rms_norm.h"
 #include "optimized/cpu/rope.h"

@@ -1,32 +1,32 @@
 #include "optimized/cpu/linear.h"
 
-#include "optimized/cpu/dot_tile.h"
 #include "optimized/cpu/isa.h"
+#include "optimized/cpu/panel_product.h"
 
 namespace dsv2::cpu::DSV2_ISA {
 namespace {
 
-template <Arithmetic A, int M, bool Prefetch>
-void linear_tile(const LinearParams& p, const LinearSegment& s, std::int64_t row, Range cols, std::int64_t ahead) {
-  using Matrix = typename Dot<A>::Matrix;
-  const auto* weight = static_cast<const Matrix*>(s.weight);
-  const typename Dot<A>::Row* x[M];
-  for (int m = 0; m < M; ++m) x[m] = static_cast<const typename Dot<A>::Row*>(s.x) + (row + m) * p.x_stride;
-  const auto bytes = static_cast<std::ptrdiff_t>(ahead * p.width) * static_cast<std::ptrdiff_t>(sizeof(Matrix));
-  for (std::int64_t c = cols.begin; c < cols.end; c += kTileCols) {
-    const Matrix* w[kTileCols];
-    for (int n = 0; n < kTileCols; ++n) w[n] = weight + (c + n < cols.end ? c + n : c) * p.width;
-    float out[M][kTileCols];
-    dot_tile<A, M, kTileCols, Prefetch>(x, w, p.width, bytes, out);
-    const int count = static_cast<int>(cols.end - c < kTileCols ? cols.end - c : kTileCols);
-    for (int m = 0; m < M; ++m) {
-      float* y = s.y + (row + m) * s.y_stride + c;
+// Rows whose sums are kept on the stack at a time.
+constexpr std::int64_t kRowChunk = 192;
+
+/// Columns first..first+16P-1 of one matrix, for all rows.
+template <Arithmetic A, int P>
+void columns(const LinearParams& p, const LinearSegment& s, std::int64_t first) {
+  const std::int64_t bytes = panel_bytes(A, p.width);
+  const char *w[P], *next[P];
+  panels_of<P>(s.weight, bytes, s.out_width, first, w);
+  panels_of<P>(s.weight, bytes, s.out_width, first + P * kPanel, next);
+  const std::int64_t count = s.out_width - first < P * kPanel ? s.out_width - first : P * kPanel;
+  alignas(64) float c[kRowChunk * P * kPanel];
+  for (std::int64_t r = 0; r < p.rows; r += kRowChunk) {
+    const std::int64_t rows = p.rows - r < kRowChunk ? p.rows - r : kRowChunk;
+    products<A, P>(Rows{static_cast<const char*>(s.x) + r * p.x_stride, p.x_stride, nullptr}, rows, w, next, p.width,
+                   c);
+    for (std::int64_t m = 0; m < rows; ++m) {
+      float *y = s.y + (r + m) * s.y_stride + first, *sums = c + m * P * kPanel;
       if (s.bias)
-        for (int n = 0; n < count; ++n) out[m][n] += s.bias[c + n];
-      if (count == kTileCols)
-        __builtin_memcpy(y, out[m], sizeof out[m]);
-      else
-        for (int n = 0; n < count; ++n) y[n] = out[m][n];
+        for (std::int64_t n = 0; n < count; ++n) sums[n] += s.bias[first + n];
+      __builtin_memcpy(y, sums, static_cast<std::size_t>(count) * sizeof *y);
     }
   }
 }
@@ -34,18 +34,16 @@ void linear_tile(const LinearParams& p, const LinearSegment& s, std::int64_t row
 }  // namespace
 
 void linear(const LinearParams& p, Range items) {
-  std::int64_t first = 0;
+  std::int64_t before = 0;
   for (std::int64_t i = 0; i < p.segment_count; ++i) {
     const LinearSegment& s = p.segments[i];
-    const std::int64_t begin = items.begin > first ? items.begin - first : 0;
-    const std::int64_t end = items.end - first < s.out_width ? items.end - first : s.out_width;
-    first += s.out_width;
-    if (begin >= end) continue;
+    std::int64_t first = items.begin > before ? items.begin - before : 0;
+    const std::int64_t end = items.end - before < s.out_width ? items.end - before : s.out_width;
+    before += padded_to_item(s.out_width);
+    if (first >= end) continue;
     with_arithmetic(p.arithmetic, [&]<Arithmetic A>() {
-      for_each_tile(p.rows, {begin, end}, kTileCols,
-                    [&]<int M, bool Prefetch>(std::int64_t row, Range cols, std::int64_t ahead) {
-                      linear_tile<A, M, Prefetch>(p, s, row, cols, ahead);
-                    });
+      for (; end - first > kItem; first += 2 * kItem) columns<A, 4>(p, s, first);
+      for (; first < end; first += kItem) columns<A, 2>(p, s, first);
     });
   }
 }

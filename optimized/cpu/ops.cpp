@@ -3,6 +3,7 @@
 
 #include <omp.h>
 
+#include <algorithm>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -10,6 +11,9 @@
 #include "optimized/cpu/attention_mask.h"
 #include "optimized/cpu/backend.h"
 #include "optimized/cpu/expert_groups.h"
+#include "optimized/cpu/packed_matrix.h"
+#include "optimized/cpu/panel.h"
+#include "optimized/cpu/prepared_weights.h"
 #include "optimized/cpu/rope_table.h"
 #include "optimized/cpu/runner.h"
 #include "optimized/cpu/test_hook.h"
@@ -25,6 +29,7 @@ struct Setup {
   const Options& options;
   OpMemory& memory;
   Runner runner;
+  std::vector<std::shared_ptr<Tensor>>& kept;  // what the prepared op needs as long as it lives
 
   const float* f32(std::string_view name) const { return p[name].as<float>().data(); }
   const float* optional_f32(std::string_view name) const { return p.has(name) ? f32(name) : nullptr; }
@@ -40,10 +45,25 @@ struct Setup {
 
 Storage storage_of(const Tensor& t) { return t.dtype() == DType::bf16 ? Storage::bf16 : Storage::f32; }
 
-Arithmetic arithmetic_of(const Setup& s, const Tensor& matrix) {
-  if (matrix.dtype() != DType::bf16) return Arithmetic::f32;
-  const bool rounded_rows = s.options.dtype == DType::bf16 && s.runner.kernels().bf16_dot && s.p.op != "gate";
-  return rounded_rows ? Arithmetic::bf16_dot : Arithmetic::bf16;
+/// A matrix, or a stack of equal ones, as a decoder holds it.
+struct Packed {
+  const std::byte* data;
+  Arithmetic arithmetic;   // with few rows
+  std::int64_t bytes = 0;  // of one matrix
+};
+Packed packed_matrix(const Setup& s, const Tensor& matrix) {
+  const bool gate = s.p.op == "gate";
+  const Arithmetic arithmetic =
+      arithmetic_of(matrix.dtype(), gate ? RowRounding::none : row_rounding(s.options, s.runner.kernels()));
+  const std::int64_t each = packed_matrix_bytes(arithmetic, matrix.dim(-2), matrix.dim(-1));
+  if (is_quantised(matrix.dtype()) && arithmetic != Arithmetic::f32)
+    return {static_cast<const std::byte*>(matrix.data()), arithmetic, each};
+  // Not the op's memory, which is poisoned before each run: a decoder does this once.
+  const auto panels = std::make_shared<Tensor>(
+      DType::i8, Shape{each * (matrix.size() / std::max<std::int64_t>(matrix.dim(-2) * matrix.dim(-1), 1))});
+  pack_matrix(matrix.view(), arithmetic, static_cast<std::byte*>(panels->data()));
+  s.kept.push_back(panels);
+  return {static_cast<const std::byte*>(panels->data()), arithmetic, each};
 }
 
 /// Room for `rows` packed rows of `width`; f32 is the widest form.
@@ -59,11 +79,12 @@ struct Kept {
 
 Run embedding(const Setup& s) {
   const Tensor& table = s.p["weight"];
-  const EmbeddingParams params{.table = table.data(),
-                               .storage = storage_of(table),
-                               .ids = s.p["ids"].as<std::int64_t>().data(),
-                               .width = table.dim(1),
-                               .y = s.output<float>("y")};
+  const EmbeddingParams params{
+      .table = table.data(),
+      .stored = arithmetic_of(table.dtype(), is_quantised(table.dtype()) ? RowRounding::integers : RowRounding::none),
+      .ids = s.p["ids"].as<std::int64_t>().data(),
+      .width = table.dim(1),
+      .y = s.output<float>("y")};
   return [params, runner = s.runner, rows = s.p.rows()] { runner.embedding(params, rows); };
 }
 
@@ -84,18 +105,18 @@ Run add(const Setup& s) {
 }
 
 Run linear(const Setup& s) {
-  const Tensor& matrix = s.p["weight"];
-  const std::int64_t rows = s.p["x"].dim(0), width = matrix.dim(1), out = matrix.dim(0);
+  const Packed matrix = packed_matrix(s, s.p["weight"]);
+  const std::int64_t rows = s.p["x"].dim(0), width = s.p["weight"].dim(1), out = s.p["weight"].dim(0);
   float* packed = packed_rows(s, rows, width);
   const PackParams pack{.x = s.f32("x"),
                         .storage = Storage::f32,
                         .x_stride = width,
                         .rows = nullptr,
                         .width = width,
-                        .arithmetic = arithmetic_of(s, matrix),
+                        .arithmetic = for_rows(matrix.arithmetic, rows),
                         .y = packed};
   const LinearSegment segment{.x = packed,
-                              .weight = matrix.data(),
+                              .weight = matrix.data,
                               .bias = s.optional_f32("bias"),
                               .y = s.output<float>("y"),
                               .y_stride = out,
@@ -105,7 +126,7 @@ Run linear(const Setup& s) {
     runner.linear({.arithmetic = pack.arithmetic,
                    .rows = rows,
                    .width = width,
-                   .x_stride = packed_width(width),
+                   .x_stride = packed_bytes(pack.arithmetic, width),
                    .segments = &segment,
                    .segment_count = 1});
   };
@@ -209,19 +230,42 @@ Run mla_absorb(const Setup& s) {
   const std::int64_t N = s.p.rows(), H = c.num_attention_heads, R = c.kv_lora_rank;
   const std::int64_t nope = c.qk_nope_head_dim, v = c.v_head_dim;
   const Tensor& matrix = s.p["weight"];
+  const Arithmetic stored = arithmetic_of(matrix.dtype(), row_rounding(s.options, s.runner.kernels()));
+  // Head by head, as a decoder holds it.
+  const std::int64_t keys = packed_matrix_bytes(stored, nope, R), values = packed_matrix_bytes(stored, v, R);
+  auto* panels = static_cast<std::byte*>(
+      s.kept.emplace_back(std::make_shared<Tensor>(DType::i8, Shape{H * (keys + values)}))->data());
+  const std::int64_t panel = panel_bytes(stored, R);
+  const auto pack_rows = [&](std::int64_t first, std::int64_t count) {
+    std::byte* const begin = panels;
+    for (std::int64_t r = 0; r < count; r += kPanel, panels += panel)
+      pack_panel(matrix.view(), first + r, std::min(kPanel, count - r), stored, panels);
+    return begin;
+  };
+  Kept<const void*> w_uk;
+  Kept<LinearSegment> segments;
+  const Arithmetic arithmetic = for_rows(stored, N * H);
+  const std::int64_t row_bytes = packed_bytes(arithmetic, R);
+  float *packed = packed_rows(s, N * H, R), *y = s.output<float>("y");
+  for (std::int64_t h = 0; h < H; ++h) {
+    w_uk.values->push_back(pack_rows(h * (nope + v), nope));
+    segments.values->push_back({.x = reinterpret_cast<const char*>(packed) + h * row_bytes,
+                                .weight = pack_rows(h * (nope + v) + nope, v),
+                                .bias = nullptr,
+                                .y = y + h * v,
+                                .y_stride = H * v,
+                                .out_width = v});
+  }
   const MlaAbsorbParams absorb{.x = s.f32("q"),
                                .token_stride = H * c.qk_head_dim(),
                                .head_stride = c.qk_head_dim(),
-                               .weight = matrix.data(),
-                               .storage = storage_of(matrix),
-                               .weight_head_stride = (nope + v) * R,
+                               .weight = w_uk.values->data(),
+                               .arithmetic = stored,
                                .tokens = N,
                                .heads = H,
                                .nope = nope,
                                .width = R,
                                .y = s.output<float>("q_latent")};
-  const Arithmetic arithmetic = arithmetic_of(s, matrix);
-  float* packed = packed_rows(s, N * H, R);
   const PackParams pack{.x = s.f32("attended"),
                         .storage = Storage::f32,
                         .x_stride = R,
@@ -229,24 +273,14 @@ Run mla_absorb(const Setup& s) {
                         .width = R,
                         .arithmetic = arithmetic,
                         .y = packed};
-  const std::int64_t row_bytes = packed_width(R) * (arithmetic == Arithmetic::bf16_dot ? 2 : 4);
-  float* y = s.output<float>("y");
-  Kept<LinearSegment> segments;
-  for (std::int64_t h = 0; h < H; ++h)
-    segments.values->push_back(
-        {.x = reinterpret_cast<const char*>(packed) + h * row_bytes,
-         .weight = static_cast<const char*>(matrix.data()) + (h * (nope + v) + nope) * R * bits(matrix.dtype()) / 8,
-         .bias = nullptr,
-         .y = y + h * v,
-         .y_stride = H * v,
-         .out_width = v});
   return [=, runner = s.runner] {
+    static_cast<void>(w_uk);  // kept alive: `absorb` looks into it
     runner.mla_absorb(absorb);
     runner.pack(pack, N * H);
     runner.linear({.arithmetic = arithmetic,
                    .rows = N,
                    .width = R,
-                   .x_stride = H * packed_width(R),
+                   .x_stride = H * row_bytes,
                    .segments = segments.values->data(),
                    .segment_count = H});
   };
@@ -294,26 +328,36 @@ Run gate_weight(const Setup& s) {
 template <class List>
 Run mlps(const Setup& s, List list) {
   const std::int64_t N = s.p.rows(), D = s.p["x"].dim(1);
-  const Tensor &up = s.p["up_proj"], &down = s.p["down_proj"];
+  const Packed gate = packed_matrix(s, s.p["gate_proj"]), up = packed_matrix(s, s.p["up_proj"]),
+               down = packed_matrix(s, s.p["down_proj"]);
   const PackParams pack{.x = s.f32("x"),
                         .storage = Storage::f32,
                         .x_stride = D,
                         .rows = nullptr,
                         .width = D,
-                        .arithmetic = arithmetic_of(s, up),
+                        .arithmetic = for_rows(up.arithmetic, N),
                         .y = packed_rows(s, N, D)};
-  const Arithmetic down_arithmetic = arithmetic_of(s, down);
-  const std::int64_t width = up.dim(-2), per_token = s.p.has("topk_idx") ? s.p["topk_idx"].dim(1) : 1;
+  const Arithmetic down_arithmetic = for_rows(down.arithmetic, N);
+  const std::int64_t width = s.p["up_proj"].dim(-2), per_token = s.p.has("topk_idx") ? s.p["topk_idx"].dim(1) : 1;
   auto* act = reinterpret_cast<char*>(packed_rows(s, N * per_token, width));
-  const std::int64_t act_row_bytes = packed_width(width) * (down_arithmetic == Arithmetic::bf16_dot ? 2 : 4);
+  const std::int64_t act_row_bytes = packed_bytes(down_arithmetic, width);
   float* y = s.output<float>("y");
   Kept<ExpertSegment> segments;
+  const auto add = [=](std::int64_t expert, std::int64_t rows, const std::int64_t* tokens, const float* weight) {
+    segments.values->push_back({.gate_proj = gate.data + expert * gate.bytes,
+                                .up_proj = up.data + expert * up.bytes,
+                                .down_proj = down.data + expert * down.bytes,
+                                .width = width,
+                                .rows = rows,
+                                .tokens = tokens,
+                                .weight = weight,
+                                .act = nullptr});
+  };
   return [=, runner = s.runner, activation = s.p.config.hidden_act] {
     segments.values->clear();
-    list(*segments.values);
+    list(add);
     char* at = act;
     for (ExpertSegment& segment : *segments.values) {
-      segment.width = width;
       segment.act = at;
       at += segment.rows * act_row_bytes;
     }
@@ -333,41 +377,20 @@ Run mlps(const Setup& s, List list) {
 }
 
 Run mlp(const Setup& s) {
-  return mlps(s, [&p = s.p, rows = s.p.rows()](std::vector<ExpertSegment>& segments) {
-    segments.push_back({.gate_proj = p["gate_proj"].data(),
-                        .up_proj = p["up_proj"].data(),
-                        .down_proj = p["down_proj"].data(),
-                        .width = 0,
-                        .rows = rows,
-                        .tokens = nullptr,
-                        .weight = nullptr,
-                        .act = nullptr});
-  });
+  return mlps(s, [rows = s.p.rows()](const auto& add) { add(0, rows, nullptr, nullptr); });
 }
 
 Run experts(const Setup& s) {
-  const Tensor& topk_idx = s.p["topk_idx"];
+  const Tensor &topk_idx = s.p["topk_idx"], &topk_weight = s.p["topk_weight"];
   auto* tokens = s.scratch<std::int64_t>(topk_idx.size());
   auto* weight = s.scratch<float>(topk_idx.size());
   Kept<std::int64_t> begin;
-  return mlps(s, [=, &p = s.p, &topk_idx](std::vector<ExpertSegment>& segments) {
-    const Tensor& gate_proj = p["gate_proj"];
-    const std::int64_t bytes = gate_proj.dim(1) * gate_proj.dim(2) * bits(gate_proj.dtype()) / 8;
-    const auto of = [&](std::string_view name, std::size_t e) {
-      return static_cast<const char*>(p[name].data()) + static_cast<std::int64_t>(e) * bytes;
-    };
+  return mlps(s, [=, &topk_idx, &topk_weight, experts = s.p["gate_proj"].dim(0)](const auto& add) {
     for_each_chosen_expert(
-        topk_idx.as<std::int64_t>().data(), p["topk_weight"].as<float>().data(), topk_idx.dim(0), topk_idx.dim(1),
-        gate_proj.dim(0), *begin.values, tokens, weight,
+        topk_idx.as<std::int64_t>().data(), topk_weight.as<float>().data(), topk_idx.dim(0), topk_idx.dim(1), experts,
+        *begin.values, tokens, weight,
         [&](std::size_t e, std::int64_t rows, const std::int64_t* its_tokens, const float* its_weight) {
-          segments.push_back({.gate_proj = of("gate_proj", e),
-                              .up_proj = of("up_proj", e),
-                              .down_proj = of("down_proj", e),
-                              .width = 0,
-                              .rows = rows,
-                              .tokens = its_tokens,
-                              .weight = its_weight,
-                              .act = nullptr});
+          add(static_cast<std::int64_t>(e), rows, its_tokens, its_weight);
         });
   });
 }
@@ -376,8 +399,8 @@ Run experts(const Setup& s) {
 std::optional<std::string> unsupported(const OpProblem& p, const Options& options) {
   if (const auto why = backend().unsupported(p.config, options)) return why;
   for (const auto& [name, tensor] : p.in)
-    if (const DType d = tensor.dtype(); d != DType::f32 && d != DType::bf16 && d != DType::i64)
-      return concat(name, ": expected f32 or bf16, found ", dsv2::name(d));
+    if (const DType d = tensor.dtype(); d == DType::f64 || d == DType::f16)
+      return concat(name, ": expected f32, bf16, int8 or int4, found ", dsv2::name(d));
   return std::nullopt;
 }
 
@@ -406,12 +429,17 @@ constexpr Row kRows[] = {
 }  // namespace
 
 Run prepare_with_kernels(const OpProblem& problem, const Options& options, OpMemory& memory, const Kernels& kernels) {
-  for (const Row& row : kRows)
-    if (row.op == problem.op)
-      return row.prepare({.p = problem,
-                          .options = options,
-                          .memory = memory,
-                          .runner = Runner(kernels, options.threads > 0 ? options.threads : omp_get_num_procs())});
+  for (const Row& row : kRows) {
+    if (row.op != problem.op) continue;
+    std::vector<std::shared_ptr<Tensor>> kept;
+    Run run = row.prepare({.p = problem,
+                           .options = options,
+                           .memory = memory,
+                           .runner = Runner(kernels, options.threads > 0 ? options.threads : omp_get_num_procs()),
+                           .kept = kept});
+    if (kept.empty()) return run;
+    return [run = std::move(run), kept = std::move(kept)] { run(); };
+  }
   fail("cpu: op: expected one that it computes alone, found ", problem.op);
 }
 

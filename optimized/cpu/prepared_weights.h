@@ -7,22 +7,46 @@
 #include <vector>
 
 #include "model/config.h"
+#include "model/decoder.h"
 #include "model/weights.h"
+#include "optimized/cpu/kernels.h"
 #include "optimized/cpu/types.h"
 
 namespace dsv2::cpu {
 
+/// What may happen to the rows that meet a matrix.
+enum class RowRounding : std::uint8_t {
+  none,      ///< they stay f32; int8 and int4 matrices are widened to f32 copies
+  integers,  ///< rounded to integers for int8 and int4 matrices
+  bf16_dot,  ///< and to bf16 for bf16 ones
+};
+RowRounding row_rounding(const Options& options, const Kernels& kernels);
+/// How a matrix stored in `dtype` is multiplied.
+Arithmetic arithmetic_of(DType stored, RowRounding rounding);
+
 /// y = x W^T + bias. No data: absent.
 struct Matrix {
-  const void* data = nullptr;  ///< [out, in], aligned to the element
-  Storage storage = Storage::f32;
-  Arithmetic arithmetic = Arithmetic::f32;
+  const void* data = nullptr;               ///< [out, in] in panels (panel.h)
+  Arithmetic arithmetic = Arithmetic::f32;  ///< with few rows; for_rows() says how it meets more
   std::int64_t out = 0, in = 0;
   const float* bias = nullptr;  ///< [out] or null
 };
 
+/// Rows to look up: f32 and bf16 as stored, i8 and i4 in panels.
+struct EmbeddingTable {
+  const void* data = nullptr;  ///< [V, D]
+  Arithmetic stored = Arithmetic::f32;
+};
+
 struct PreparedMlp {
   Matrix gate_proj, up_proj, down_proj;
+};
+
+/// kv_b_proj head by head: what makes keys of a latent, and what makes values.
+struct PreparedHeads {
+  std::vector<const void*> w_uk;  ///< H of [nope, R] in panels
+  std::vector<const void*> w_uv;  ///< H of [v, R] in panels
+  Arithmetic arithmetic = Arithmetic::f32;
 };
 
 /// Names and shapes as in LayerWeights.
@@ -30,7 +54,8 @@ struct PreparedLayer {
   const float *input_layernorm, *post_attention_layernorm;
   Matrix q_proj, k_proj, v_proj;        ///< one arithmetic
   Matrix q_a_proj, kv_a_proj_with_mqa;  ///< one arithmetic, and that of q_proj
-  Matrix q_b_proj, kv_b_proj, o_proj;
+  Matrix q_b_proj, o_proj;
+  PreparedHeads kv_b_proj;
   const float *q_a_layernorm = nullptr, *kv_a_layernorm = nullptr;
   Matrix gate;
   const float* e_score_correction_bias = nullptr;
@@ -39,14 +64,16 @@ struct PreparedLayer {
   PreparedMlp mlp;
 };
 
-/// Matrices stored in f32 and bf16 are used where they lie. f16, and matrices of one sweep that are stored in different
-/// types, are widened to f32 copies; so are vectors that are not f32.
+/// Matrices in f32 and bf16 are packed into panels, a copy each; int8 and int4 ones are in panels and used where they
+/// lie (heads that do not begin at a panel are copied). f16 matrices, and those of one sweep that are stored in
+/// different types, are widened to f32; so are vectors that are not f32.
 class PreparedWeights {
  public:
-  /// `bf16_dot`: matrices in bf16 may be multiplied with rows rounded to bf16 (not the gate).
-  PreparedWeights(std::shared_ptr<const Weights> weights, bool bf16_dot);
+  /// `rounding`: of rows, but for those that meet the gate.
+  PreparedWeights(std::shared_ptr<const Weights> weights, const Config& config, RowRounding rounding);
 
-  Matrix embed_tokens, head;  ///< head: lm_head or score, absent without a head
+  EmbeddingTable embed_tokens;
+  Matrix head;  ///< lm_head or score, absent without a head
   const float* norm;
   std::vector<PreparedLayer> layers;
 
@@ -57,12 +84,27 @@ class PreparedWeights {
     const LinearWeights* from;
     Matrix* to;
   };
+  /// Panels to be made of rows of a matrix.
+  struct Copy {
+    TensorView from;
+    std::int64_t first, count;  ///< rows
+    Arithmetic arithmetic;
+    const void** to;
+  };
   const float* vector(const TensorView& view);
-  void matrices(std::initializer_list<Pair> sweep, bool bf16_dot) { matrices(std::vector<Pair>(sweep), bf16_dot); }
-  void matrices(const std::vector<Pair>& sweep, bool bf16_dot);
+  void matrices(std::initializer_list<Pair> sweep, RowRounding rounding) {
+    matrices(std::vector<Pair>(sweep), rounding);
+  }
+  void matrices(const std::vector<Pair>& sweep, RowRounding rounding);
+  void heads(const TensorView& kv_b_proj, const Config& config, RowRounding rounding, PreparedHeads& to);
+  void rows(const TensorView& from, std::int64_t first, std::int64_t count, Arithmetic arithmetic, const void** to);
+  void make_copies();
 
   std::shared_ptr<const Weights> weights_;
-  std::vector<Tensor> copies_;
+  std::vector<Tensor> vectors_, tables_;
+  std::vector<Copy> pending_;
+  std::shared_ptr<void> panels_;
+  std::int64_t panel_bytes_ = 0;
 };
 
 }  // namespace dsv2::cpu

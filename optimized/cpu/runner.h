@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "optimized/cpu/kernels.h"
+#include "optimized/cpu/panel.h"
 #include "optimized/cpu/parallel.h"
 
 namespace dsv2::cpu {
@@ -22,8 +23,8 @@ class Runner {
   void unpack(const UnpackParams& p, std::int64_t rows) const { run(kernels_.unpack, p, rows, p.width); }
   void linear(const LinearParams& p) const {
     std::int64_t items = 0;
-    for (std::int64_t i = 0; i < p.segment_count; ++i) items += p.segments[i].out_width;
-    run(kernels_.linear, p, items, p.rows * p.width, kGrain, split_of(p.rows));
+    for (std::int64_t i = 0; i < p.segment_count; ++i) items += padded_to_item(p.segments[i].out_width);
+    run(kernels_.linear, p, items, p.rows * p.width, kItem, split_of(p.rows));
   }
   void rope(const RopeParams& p, std::int64_t rows) const { run(kernels_.rope, p, rows, p.heads * p.width); }
   void kv_write(const KvWriteParams& p, std::int64_t rows) const { run(kernels_.kv_write, p, rows, p.heads * p.width); }
@@ -42,16 +43,14 @@ class Runner {
   void gate_weight(const GateParams& p, std::int64_t rows) const { run(kernels_.gate_weight, p, rows, p.top_k); }
   void experts_act(const ExpertsParams& p) const {
     const auto [units, products] = expert_work(p);
-    run(kernels_.experts_act, p, units, products * 2 * p.hidden / std::max<std::int64_t>(units, 1), kGrain,
+    run(kernels_.experts_act, p, units, products * 2 * p.hidden / std::max<std::int64_t>(units, 1), kItem,
         split_of(p.tokens));
   }
   void experts_down(const ExpertsParams& p) const {
-    run(kernels_.experts_down, p, p.hidden, expert_work(p).products, kGrain, split_of(p.tokens));
+    run(kernels_.experts_down, p, padded_to_item(p.hidden), expert_work(p).products, kItem, split_of(p.tokens));
   }
 
  private:
-  // Matrix rows that a thread takes at a time: a multiple of the group that the tiles work on.
-  static constexpr std::int64_t kGrain = 32;
   // Few rows stream matrices from memory, each thread its own contiguous share; many are limited by arithmetic.
   static constexpr std::int64_t kFewRows = 8;
   // Multiplications, or the like, below which an op is not worth waking another thread.
@@ -65,7 +64,7 @@ class Runner {
   static ExpertWork expert_work(const ExpertsParams& p) {
     ExpertWork work;
     for (std::int64_t i = 0; i < p.segment_count; ++i) {
-      work.units += p.segments[i].width;
+      work.units += padded_to_item(p.segments[i].width);
       work.products += p.segments[i].rows * p.segments[i].width;
     }
     return work;

@@ -15,14 +15,16 @@ struct Range {
 /// Element type of an array in memory.
 enum class Storage : std::uint8_t { f32, bf16 };
 
-/// How a matrix is multiplied, and therefore how the rows that meet it are packed (pack.h). Accumulation is f32.
+/// How a matrix is stored (panel.h) and multiplied, and therefore how the rows that meet it are packed (pack.h).
+/// Accumulation is f32 throughout.
 enum class Arithmetic : std::uint8_t {
   f32,       ///< f32 matrix, rows f32
-  bf16,      ///< bf16 matrix widened exactly, rows f32: even and odd elements apart, as a 32-bit load widens them
+  bf16,      ///< bf16 matrix widened exactly, rows f32
   bf16_dot,  ///< bf16 matrix, rows rounded to bf16: dot products of pairs (AVX-512 BF16)
+  i8,
+  i4,  ///< int8, int4 matrix, rows in 15-bit integers, exact integer sums over a group
+  i8_wide,
+  i4_wide,  ///< the same matrix, widened a block at a time: rows rounded to bf16 where bf16_dot is, else f32
 };
-
-/// Packed rows are padded with zeros to a multiple of this many elements.
-inline constexpr std::int64_t kPackedMultiple = 32;
 
 }  // namespace dsv2::cpu
