@@ -74,7 +74,7 @@ DecoderBenchOptions bench_options(const BenchFlags& flags) {
 bool one_thread(const Backend& backend) { return backend.name == reference::backend().name; }
 
 /// Every row that the flags ask for, once, the decoders in order of dtype; only names that match --filter.
-std::vector<Group> plan(const BenchFlags& flags) {
+std::vector<Group> plan(const BenchFlags& flags, const Config& config) {
   const auto prompts = parse_range(flags.prompt, "--prompt"), batches = parse_range(flags.batch, "--batch");
   const auto depths =
       flags.depth.empty() ? std::vector<std::int64_t>{prompts.back()} : parse_range(flags.depth, "--depth");
@@ -89,7 +89,7 @@ std::vector<Group> plan(const BenchFlags& flags) {
                                 flags.cold);
     if (std::regex_search(row.name, filter) && names.insert(row.name).second) group.rows.push_back(std::move(row));
   };
-  for (const std::string& dtype : flags.dtypes.empty() ? std::vector<std::string>{"bf16"} : flags.dtypes)
+  for (const std::string& dtype : flags.model.dtypes(flags.dtypes, config, "bf16"))
     for (const Backend* backend : flags.backend.backends())
       for (Options options : flags.backend.every_options(dtype)) {
         if (one_thread(*backend)) options.threads = flags.backend.thread_count();
@@ -256,7 +256,7 @@ int run(const BenchFlags& flags) {
   if (!flags.ops.empty()) return run_ops(flags);
   const Config config = flags.model.config();
   bench_options(flags);  // bad values are refused before anything takes time
-  const std::vector<Group> groups = plan(flags);
+  const std::vector<Group> groups = plan(flags, config);
   if (groups.empty()) std::cerr << "dsv2: no row to measure: see --filter, --prompt and --generate\n";
   if (flags.list) return list(config, groups);
   Report report = start_report(flags);

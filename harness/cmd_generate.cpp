@@ -14,7 +14,7 @@ namespace {
 struct GenerateFlags {
   ModelFlags model;
   BackendFlags backend;
-  std::string dtype = "f32", prompt_ids, eos, json;
+  std::string dtype, prompt_ids, eos, json;
   std::int64_t max_new_tokens = 16, ngram = 0, window = 0;
 };
 
@@ -24,7 +24,7 @@ int run(const GenerateFlags& flags) {
   const auto chosen = flags.backend.backends();
   DSV2_CHECK(chosen.size() == 1, "--backend: expected one to generate with, found ", chosen.size());
   const Backend& backend = *chosen.front();
-  const Options options = flags.backend.options(flags.dtype);
+  const Options options = flags.backend.options(flags.model.dtype(flags.dtype, config, "f32"));
   if (const auto why = backend.unsupported(config, options)) fail(*why);
   GenerateOptions wish;
   wish.max_new_tokens = flags.max_new_tokens;
@@ -69,7 +69,8 @@ void add_generate(CLI::App& app, ExitCode& code) {
   CLI::App* sub = app.add_subcommand("generate", "Continue a prompt of token ids greedily");
   flags->model.add_to(*sub);
   flags->backend.add_to(*sub, "cpu");
-  sub->add_option("--dtype", flags->dtype, "Of matrices and their arithmetic (default f32: stored weights exactly)");
+  sub->add_option("--dtype", flags->dtype,
+                  "Of matrices and their arithmetic (default: what a quantised checkpoint has, else f32)");
   sub->add_option("--prompt-ids", flags->prompt_ids, "Token ids: 1,2,3")->required();
   sub->add_option("--max-new-tokens", flags->max_new_tokens, "At most this many (default 16)");
   sub->add_option("--eos", flags->eos, "Ids that end the sequence, or none (default: the configuration's)");

@@ -6,7 +6,9 @@
 #include "harness/flags.h"
 #include "harness/report.h"
 #include "harness/table.h"
+#include "model/checkpoint.h"
 #include "model/cost.h"
+#include "model/quantised.h"
 
 namespace dsv2::harness {
 namespace {
@@ -50,6 +52,8 @@ int run(const InspectFlags& flags) {
     list.add({tensor, std::string(name(view.dtype)), to_string(shape)});
   });
   const ParameterCount parameters = count_parameters(c);
+  const std::optional<DType> quantised = Checkpoint(flags.path).quantised_dtype(c);
+  const double bits_per_weight = 8 * static_cast<double>(weights->bytes(c)) / static_cast<double>(parameters.total);
   if (!flags.json.empty()) {
     Json j = {{"schema_version", kReportSchemaVersion},
               {"path", flags.path},
@@ -57,6 +61,8 @@ int run(const InspectFlags& flags) {
               {"config", Json::parse(c.to_json())},
               {"parameters", {{"total", parameters.total}, {"active", parameters.active}}},
               {"bytes", bytes},
+              {"bits_per_weight", bits_per_weight},
+              {"quantised", quantised ? Json{{"dtype", name(*quantised)}, {"group", kQuantGroup}} : Json(nullptr)},
               {"files", report.files},
               {"tensors_used", report.tensors},
               {"vision_tensors_skipped", report.vision_tensors},
@@ -73,7 +79,12 @@ int run(const InspectFlags& flags) {
             << "  parameters  " << si(static_cast<double>(parameters.total), "") << " ("
             << si(static_cast<double>(parameters.active), "") << " active)\n"
             << "  bytes      ";
-  for (const auto& [dtype, n] : bytes) std::cout << ' ' << si(static_cast<double>(n), "B") << " in " << dtype;
+  for (const auto& [dtype, n] : bytes)
+    std::cout << (&dtype == &bytes.begin()->first ? " " : ", ") << si(static_cast<double>(n), "B") << " in " << dtype;
+  std::cout << ", " << fixed(bits_per_weight, 2) << " bits per weight";
+  if (quantised)
+    std::cout << "\n  quantised   " << name(*quantised) << ", groups of " << kQuantGroup << "; the checksum of "
+              << (report.files == 1 ? "the file" : "every file") << " is right";
   std::cout << "\n  tensors     " << report.tensors << " used from " << report.files << " file"
             << (report.files == 1 ? "" : "s") << ", " << report.vision_tensors << " vision tensors skipped, "
             << report.unused.size() << " not used";

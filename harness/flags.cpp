@@ -12,6 +12,7 @@
 #include "harness/machine.h"
 #include "harness/ranges.h"
 #include "harness/table.h"
+#include "model/checkpoint.h"
 #include "optimized/cpu/kernels.h"
 
 namespace dsv2::harness {
@@ -91,12 +92,29 @@ Config ModelFlags::config() const {
   return model_.empty() ? Config::preset(preset_) : Config::load(model_);
 }
 
+std::string ModelFlags::dtype(const std::string& flag, const Config& config, std::string_view otherwise) const {
+  const auto stored = model_.empty() ? std::nullopt : Checkpoint(model_).quantised_dtype(config);
+  if (!stored) return flag.empty() ? std::string(otherwise) : flag;
+  if (!flag.empty())
+    DSV2_CHECK(parse_dtype_flag(flag, "--dtype") == *stored, "--dtype: expected ", name(*stored), ", as ", model_,
+               " is stored, found ", flag);
+  return std::string(name(*stored));
+}
+
+std::vector<std::string> ModelFlags::dtypes(const std::vector<std::string>& flag, const Config& config,
+                                            std::string_view otherwise) const {
+  if (flag.empty()) return {dtype("", config, otherwise)};
+  for (const std::string& one : flag) dtype(one, config, otherwise);
+  return flag;
+}
+
 std::shared_ptr<const Weights> ModelFlags::weights(const Config& config, DType dtype) const {
   if (!model_.empty()) {
     ProgressLine progress("load");
     auto stored = Weights::load(model_, config, nullptr,
                                 [&](std::int64_t done, std::int64_t total) { progress.show(done, total, "tensors"); });
-    return dtype == DType::f32 ? stored : Weights::rounded(stored, config, dtype);
+    const bool as_stored = dtype == DType::f32 || is_quantised(stored->layers.front().self_attn.o_proj.weight.dtype);
+    return as_stored ? stored : Weights::rounded(stored, config, dtype);
   }
   ProgressLine progress("draw weights");
   return Weights::random(config, seed_, dtype,
@@ -107,6 +125,18 @@ std::string ModelFlags::label() const {
   if (model_.empty()) return preset_;
   const auto path = std::filesystem::absolute(model_).lexically_normal();
   return path.has_filename() ? path.filename().string() : path.parent_path().filename().string();
+}
+
+void require_checkpoint_folder(const std::filesystem::path& out, bool force, double bytes) {
+  namespace fs = std::filesystem;
+  DSV2_CHECK(!fs::exists(out) || fs::is_directory(out), out.string(), ": expected a folder");
+  DSV2_CHECK(force || !fs::exists(out) || fs::is_empty(out), out.string(),
+             ": is not empty; --force writes into it all the same");
+  std::error_code error;
+  fs::create_directories(out, error);
+  DSV2_CHECK(!error, out.string(), ": cannot be made: ", error.message());
+  const auto room = static_cast<double>(fs::space(out).available);
+  DSV2_CHECK(bytes < room, out.string(), ": expected room for ", si(bytes, "B"), ", found ", si(room, "B"));
 }
 
 MlaForm parse_mla_form(std::string_view text) {

@@ -3,6 +3,7 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdint>
+#include <filesystem>
 #include <memory>
 #include <regex>
 #include <string>
@@ -42,6 +43,11 @@ class ModelFlags {
   void add_to(CLI::App& sub, bool draw_seed = false);
   bool given() const { return !model_.empty() || !preset_.empty(); }
   Config config() const;  ///< throws Error unless exactly one of --model and --preset is given
+  /// The dtype to compute in: `flag`; without it `otherwise`, or what a quantised checkpoint is stored in. Throws Error
+  /// for one that such a checkpoint is not stored in.
+  std::string dtype(const std::string& flag, const Config& config, std::string_view otherwise) const;
+  std::vector<std::string> dtypes(const std::vector<std::string>& flag, const Config& config,
+                                  std::string_view otherwise) const;
   /// The checkpoint, or weights drawn in `dtype`; rounded to it where it is lower than what is stored.
   std::shared_ptr<const Weights> weights(const Config& config, DType dtype) const;
   std::string label() const;  ///< the preset's name, or the folder's
@@ -53,6 +59,10 @@ class ModelFlags {
   std::string model_, preset_;
   std::uint64_t seed_ = 1;
 };
+
+/// For a command that writes a checkpoint: `out` is made if missing. Throws Error naming it when it is no folder, is
+/// not empty and not to be overwritten (`force`), or has no room for `bytes`.
+void require_checkpoint_folder(const std::filesystem::path& out, bool force, double bytes);
 
 /// f32, bf16, ...; throws Error naming `flag` and the known ones.
 DType parse_dtype_flag(std::string_view text, std::string_view flag);

@@ -145,11 +145,21 @@ void AtomicFile::write(const void* data, std::size_t bytes) {
   }
 }
 
-void AtomicFile::commit() {
+void AtomicFile::write_at(std::int64_t offset, const void* data, std::size_t bytes) {
+  const ssize_t n = ::pwrite(fd_, data, bytes, offset);
+  DSV2_CHECK(n == static_cast<ssize_t>(bytes), path_.string(), ": cannot be written: ", reason());
+}
+
+void AtomicFile::close() {
+  if (fd_ < 0) return;
   DSV2_CHECK(::fsync(fd_) == 0, path_.string(), ": cannot be written: ", reason());
   const int closed = ::close(fd_);
   fd_ = -1;
   DSV2_CHECK(closed == 0, path_.string(), ": cannot be written: ", reason());
+}
+
+void AtomicFile::commit() {
+  close();
   DSV2_CHECK(::rename(temporary_.path().c_str(), path_.c_str()) == 0, path_.string(),
              ": cannot be replaced: ", reason());
   temporary_.release();

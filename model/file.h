@@ -64,8 +64,10 @@ class AtomicFile {
   AtomicFile(const AtomicFile&) = delete;
   AtomicFile& operator=(const AtomicFile&) = delete;
 
-  void write(const void* data, std::size_t bytes);
-  void commit();
+  void write(const void* data, std::size_t bytes);                          ///< at the end
+  void write_at(std::int64_t offset, const void* data, std::size_t bytes);  ///< over what was written
+  void close();   ///< all of it is on the disk; nothing more can be written
+  void commit();  ///< after close(), if nobody called it yet
 
  private:
   std::filesystem::path path_;

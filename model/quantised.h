@@ -17,6 +17,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
+#include <string_view>
 
 #include "model/tensor.h"
 
@@ -31,6 +33,14 @@ std::int64_t quantised_panel_bytes(DType dtype, std::int64_t cols);
 /// Quantises rows 0..rows-1 (at most 16) of `from` [rows, cols] into one panel. Every element must be finite. The same
 /// bits on every machine.
 void quantise_panel(const float* from, std::int64_t rows, std::int64_t cols, DType dtype, std::byte* panel);
+
+/// quantise_panel() as compiled for one instruction set.
+struct QuantiseVariant {
+  std::string_view isa;
+  void (*quantise_panel)(const float* from, std::int64_t rows, std::int64_t cols, DType dtype, std::byte* panel);
+};
+/// Those that this machine runs, the one in use last.
+std::span<const QuantiseVariant> quantise_variants();
 
 /// All of a matrix [.., rows, cols] (f64, f32, bf16, f16), in parallel. Throws Error for another rank or dtype.
 Tensor quantise(const TensorView& matrix, DType dtype);

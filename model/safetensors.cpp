@@ -15,6 +15,7 @@ namespace {
 using nlohmann::json;
 
 constexpr std::int64_t kPrefixBytes = 8;
+constexpr std::int64_t kDataAlignment = 64;  // a cache line: the widest element, and quantised panels
 
 struct DTypeRow {
   std::string_view word;
@@ -35,6 +36,8 @@ const DTypeRow* find_dtype(std::string_view word) {
 }
 
 std::string_view word_of(const NamedTensor& tensor) {
+  DSV2_CHECK(!is_quantised(tensor.view.dtype) || tensor.view.shape.size() <= 1, "tensor ", tensor.name,
+             ": expected plain elements, found a quantised matrix");
   for (const DTypeRow& row : kDTypes)
     if (row.dtype == tensor.view.dtype) return row.word;
   fail("tensor ", tensor.name, ": safetensors has no dtype for ", name(tensor.view.dtype));
@@ -167,6 +170,8 @@ TensorView SafetensorsFile::view(const SafetensorsEntry& entry) const {
   const auto dtype = dtype_of_safetensors(entry.dtype);
   DSV2_CHECK(dtype, source_, ": tensor ", quote(entry.name), ": expected dtype F64, F32, BF16, F16, I64 or I8, found ",
              entry.dtype);
+  DSV2_CHECK(!is_quantised(*dtype) || entry.shape.size() <= 1, source_, ": tensor ", quote(entry.name),
+             ": expected a vector of ", entry.dtype, ", found shape ", to_string(entry.shape));
   const std::byte* const data = file_.bytes().data() + entry.begin;
   const auto alignment = static_cast<std::uintptr_t>(bits(*dtype) / 8);
   if (reinterpret_cast<std::uintptr_t>(data) % alignment == 0) return {*dtype, entry.shape, data};
@@ -180,32 +185,77 @@ TensorView SafetensorsFile::view(const SafetensorsEntry& entry) const {
   return copy.view();
 }
 
+std::span<const std::byte> SafetensorsFile::data() const {
+  if (entries().empty()) return {};
+  return file_.bytes().subspan(static_cast<std::size_t>(entries().front().begin));
+}
+
+std::span<const std::byte> SafetensorsFile::bytes(const SafetensorsEntry& entry) const {
+  return file_.bytes().subspan(static_cast<std::size_t>(entry.begin), static_cast<std::size_t>(entry.bytes));
+}
+
+SafetensorsWriter::SafetensorsWriter(const std::filesystem::path& path, std::span<const SafetensorsEntry> tensors,
+                                     std::map<std::string, std::string> metadata, bool sign)
+    : file_(path), source_(path.string()) {
+  const std::string unknown = checksum_text(0);
+  if (sign) {
+    checksum_.emplace();
+    metadata[kChecksumKey] = unknown;
+  }
+  nlohmann::ordered_json header = nlohmann::ordered_json::object();
+  if (!metadata.empty()) header["__metadata__"] = metadata;
+  for (const SafetensorsEntry& t : tensors) {
+    DSV2_CHECK(t.name != "__metadata__" && !header.contains(t.name), source_, ": tensor ", t.name,
+               ": expected a name of its own, found it taken");
+    header[t.name] = {{"dtype", t.dtype}, {"shape", t.shape}, {"data_offsets", {missing_, missing_ + t.bytes}}};
+    missing_ += t.bytes;
+  }
+  std::string text = header.dump();
+  text.resize((kPrefixBytes + text.size() + kDataAlignment - 1) / kDataAlignment * kDataAlignment - kPrefixBytes, ' ');
+  if (sign) checksum_at_ = kPrefixBytes + static_cast<std::int64_t>(text.find(unknown));
+  const std::uint64_t length = text.size();
+  file_.write(&length, sizeof length);
+  file_.write(text.data(), text.size());
+}
+
+void SafetensorsWriter::write(std::span<const std::byte> bytes) {
+  missing_ -= static_cast<std::int64_t>(bytes.size());
+  DSV2_CHECK(missing_ >= 0, source_, ": expected no more bytes than its tensors have, found ", -missing_, " more");
+  if (checksum_) checksum_->update(bytes);
+  file_.write(bytes.data(), bytes.size());
+}
+
+void SafetensorsWriter::finish() {
+  DSV2_CHECK(missing_ == 0, source_, ": expected the bytes of all tensors, found ", missing_, " missing");
+  if (checksum_) {
+    const std::string text = checksum_text(checksum_->digest());
+    file_.write_at(checksum_at_, text.data(), text.size());
+    checksum_.reset();
+  }
+  file_.close();
+}
+
+void SafetensorsWriter::commit() {
+  finish();
+  file_.commit();
+}
+
+SafetensorsEntry entry_of(const NamedTensor& tensor) {
+  return {tensor.name, std::string(word_of(tensor)), tensor.view.shape, 0, tensor.view.bytes()};
+}
+
 void write_safetensors(const std::filesystem::path& path, std::span<const NamedTensor> tensors,
                        const std::map<std::string, std::string>& metadata) {
   std::vector<const NamedTensor*> order;
   for (const NamedTensor& t : tensors) order.push_back(&t);
   std::stable_sort(order.begin(), order.end(),
                    [](const auto* a, const auto* b) { return bits(a->view.dtype) > bits(b->view.dtype); });
-
-  nlohmann::ordered_json header = nlohmann::ordered_json::object();
-  if (!metadata.empty()) header["__metadata__"] = metadata;
-  std::int64_t end = 0;
-  for (const NamedTensor* t : order) {
-    DSV2_CHECK(t->name != "__metadata__" && !header.contains(t->name), path.string(), ": tensor ", t->name,
-               ": expected a name of its own, found it taken");
-    const std::int64_t begin = end;
-    end += t->view.bytes();
-    header[t->name] = {{"dtype", word_of(*t)}, {"shape", t->view.shape}, {"data_offsets", {begin, end}}};
-  }
-  std::string text = header.dump();
-  text.resize((text.size() + 7) / 8 * 8, ' ');  // the data begin at a multiple of 8, as the widest element needs
-  const std::uint64_t length = text.size();
-
-  AtomicFile file(path);
-  file.write(&length, sizeof length);
-  file.write(text.data(), text.size());
-  for (const NamedTensor* t : order) file.write(t->view.data, static_cast<std::size_t>(t->view.bytes()));
-  file.commit();
+  std::vector<SafetensorsEntry> entries;
+  for (const NamedTensor* t : order) entries.push_back(entry_of(*t));
+  SafetensorsWriter writer(path, entries, metadata);
+  for (const NamedTensor* t : order)
+    writer.write({static_cast<const std::byte*>(t->view.data), static_cast<std::size_t>(t->view.bytes())});
+  writer.commit();
 }
 
 }  // namespace dsv2

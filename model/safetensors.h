@@ -14,6 +14,7 @@
 #include <string_view>
 #include <vector>
 
+#include "model/checksum.h"
 #include "model/file.h"
 #include "model/tensor.h"
 
@@ -27,6 +28,9 @@ struct SafetensorsEntry {
   std::int64_t begin;  ///< first byte, counted from the start of the file
   std::int64_t bytes;  ///< begin + bytes is within the file
 };
+
+/// Key of __metadata__ under which a signed file carries the checksum of its data.
+inline constexpr const char* kChecksumKey = "checksum";
 
 struct SafetensorsHeader {
   std::vector<SafetensorsEntry> entries;  ///< in the order of their bytes; they neither overlap nor leave gaps
@@ -51,7 +55,10 @@ class SafetensorsFile {
   const std::string& source() const { return source_; }  ///< the path, for messages
   const std::vector<SafetensorsEntry>& entries() const { return header_.entries; }
   const std::map<std::string, std::string>& metadata() const { return header_.metadata; }
-  std::vector<std::string> names() const;  ///< in the order of entries()
+  /// Of all tensors, from the first to the end of the file.
+  std::span<const std::byte> data() const;
+  std::span<const std::byte> bytes(const SafetensorsEntry& entry) const;  ///< where they are mapped, aligned or not
+  std::vector<std::string> names() const;                                 ///< in the order of entries()
   /// nullptr when there is no such tensor.
   const SafetensorsEntry* find(std::string_view name) const;
   /// The tensor's bytes where they are mapped; a copy made at the first call where they are not aligned to the element.
@@ -68,10 +75,35 @@ class SafetensorsFile {
   mutable std::map<std::int64_t, Tensor> copies_;  // of misaligned tensors, by begin
 };
 
+/// A file being written: the header first, then the tensors' bytes in the order of the header. It appears whole, in
+/// commit(), or not at all. The data begin at a multiple of 64 bytes, which is the last that aligns them: the order is
+/// the caller's.
+class SafetensorsWriter {
+ public:
+  /// Of `tensors`, name, dtype, shape and bytes are read. `sign`: metadata "checksum" becomes the checksum of all data
+  /// bytes (model/checksum.h). Throws Error naming the file.
+  SafetensorsWriter(const std::filesystem::path& path, std::span<const SafetensorsEntry> tensors,
+                    std::map<std::string, std::string> metadata, bool sign = false);
+  void write(std::span<const std::byte> bytes);
+  /// Everything is on the disk and the file closed. Throws Error unless all bytes of all tensors were written.
+  void finish();
+  void commit();  ///< after finish(), if nobody called it yet
+
+ private:
+  AtomicFile file_;
+  std::string source_;
+  std::int64_t missing_ = 0;  // bytes
+  std::optional<Checksum> checksum_;
+  std::int64_t checksum_at_ = 0;  // where its text is in the file
+};
+
 struct NamedTensor {
   std::string name;
-  TensorView view;  ///< f64, f32, bf16, f16, i64 or i8
+  TensorView view;  ///< f64, f32, bf16, f16, i64 or i8; no quantised matrix
 };
+
+/// What a header says of it.
+SafetensorsEntry entry_of(const NamedTensor& tensor);
 
 /// Writes `tensors` as a file that appears whole or not at all. Wider elements come first, so that all are aligned;
 /// otherwise the order is kept. Streams: no copy of the tensors is made. Throws Error naming the file.

@@ -71,8 +71,10 @@ class Weights {
   TensorView score;                  ///< [num_labels,D]; sequence classification only
 
   /// Maps a checkpoint: a folder (model.safetensors, or model.safetensors.index.json), one .safetensors file, or an
-  /// index. F32, BF16 and F16 are kept as stored; names with and without the prefix "model." are read. Every tensor is
-  /// checked for name, shape, dtype, and NaN / Inf (in parallel). Throws Error naming file, tensor, expected and found.
+  /// index. F32, BF16, F16, int8 and int4 are kept as stored; names with and without the prefix "model." are read.
+  /// Every tensor is checked for name, shape, dtype, and NaN / Inf (in parallel); instead of the latter, the files of a
+  /// quantised checkpoint (model/checkpoint.h) for their checksum. Throws Error naming file, tensor, expected and
+  /// found.
   static std::shared_ptr<const Weights> load(const std::filesystem::path& path, const Config& config,
                                              LoadReport* report = nullptr, const Progress& progress = {});
 
@@ -89,8 +91,13 @@ class Weights {
                                                 DType dtype);
 
   /// Writes config.json and model.safetensors, or shards of at most `shard_bytes` with an index, into folder `dir`
-  /// (made if missing). Each file appears whole or not at all.
+  /// (made if missing), as write_checkpoint() does.
   void save(const std::filesystem::path& dir, const Config& config, std::int64_t shard_bytes = 2'000'000'000) const;
+
+  /// What random(config, seed, dtype)->save(dir, config) writes, drawn one tensor after the other: in the memory of
+  /// one. Returns the bytes of all tensors.
+  static std::int64_t save_random(const std::filesystem::path& dir, const Config& config, std::uint64_t seed,
+                                  DType dtype, const Progress& progress = {}, std::int64_t shard_bytes = 2'000'000'000);
 
   std::int64_t bytes(const Config& config) const;  ///< of all tensors, tied ones once
 
@@ -101,6 +108,10 @@ class Weights {
  private:
   std::vector<std::shared_ptr<const void>> storage_;  ///< mappings and buffers that the views look into
 };
+
+/// Norms, biases, the gate and its correction: what stays in the dtype that a checkpoint has it in when matrices and
+/// embeddings are rounded or quantised.
+bool is_kept(std::string_view tensor, const Shape& shape);
 
 /// Visits every tensor that `config` implies, in checkpoint order: visit(HF name, shape, view). The one list of
 /// tensors: loading, drawing, saving, counting and `cost` walk it. `W` is Weights or const Weights; its vectors are

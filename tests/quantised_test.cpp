@@ -6,6 +6,7 @@
 #include <limits>
 #include <vector>
 
+#include "model/checksum.h"
 #include "model/random.h"
 #include "model/weights.h"
 
@@ -100,6 +101,44 @@ TEST(Quantised, ExtremesStayFinite) {
     EXPECT_EQ(wide[0], 0);
     EXPECT_NEAR(wide[64] / std::numeric_limits<float>::max(), 1, 0.01);
     EXPECT_NEAR(wide[128 + 5] / 1e30, 1, 0.01);
+  }
+}
+
+TEST(Quantised, EveryVariantGivesTheSameBits) {
+  const auto variants = quantise_variants();
+  if (variants.size() < 2) GTEST_SKIP() << "this machine runs one variant only";
+  for (const DType dtype : {DType::i8, DType::i4}) {
+    for (const auto& [rows, cols] : {std::pair(16, 256), std::pair(11, 97), std::pair(1, 1)}) {
+      for (int kind = 0; kind < 5; ++kind) {
+        Tensor x = normal(rows, cols, static_cast<std::uint64_t>(kind));
+        std::size_t i = 0;
+        for (float& v : x.as<float>()) {
+          ++i;
+          if (kind == 1) v *= i % 7 ? 1e-20f : 1e20f;
+          if (kind == 2) v *= i % 96 < 33 ? 1e-38f : 9e37f;  // denormal scales, and elements that would overflow
+          if (kind == 3) v *= i % 5 ? 0 : 1e-38f;
+          if (kind == 4) v = static_cast<float>(static_cast<int>(v * 4));  // ties
+        }
+        const auto bytes = static_cast<std::size_t>(quantised_panel_bytes(dtype, cols));
+        std::vector<std::byte> first(bytes, std::byte{1}), other(bytes, std::byte{2});
+        variants.front().quantise_panel(x.as<float>().data(), rows, cols, dtype, first.data());
+        for (const QuantiseVariant& v : variants.subspan(1)) {
+          v.quantise_panel(x.as<float>().data(), rows, cols, dtype, other.data());
+          EXPECT_EQ(first, other) << v.isa << ' ' << name(dtype) << ' ' << rows << 'x' << cols << " kind " << kind;
+        }
+      }
+    }
+  }
+}
+
+TEST(Quantised, BitsArePinned) {  // checkpoints that are drawn from a seed must stay what they are
+  const Tensor x = normal(48, 320, 5);
+  for (const auto& [dtype, expected] :
+       {std::pair(DType::i8, "xxh3-64:dea28b038b1d386d"), std::pair(DType::i4, "xxh3-64:68dbeb13e465c7ec")}) {
+    const Tensor q = quantise(x.view(), dtype);
+    Checksum sum;
+    sum.update({static_cast<const std::byte*>(q.data()), static_cast<std::size_t>(q.view().bytes())});
+    EXPECT_EQ(checksum_text(sum.digest()), expected);
   }
 }
 

@@ -40,7 +40,7 @@ TEST(Safetensors, EveryDtypeSurvivesTheRoundTrip) {
   const auto bf16 = convert(f32.view(), DType::bf16);
   const auto f16 = convert(f32.view(), DType::f16);
   const auto i64 = Tensor::from<std::int64_t>(std::vector<std::int64_t>{-7}, {});
-  const auto i8 = Tensor::from<std::int8_t>(std::vector<std::int8_t>{1, -2, 3}, {3, 1});
+  const auto i8 = Tensor::from<std::int8_t>(std::vector<std::int8_t>{1, -2, 3}, {3});
   const Tensor none(DType::f32, {0, 4});
   const std::vector<NamedTensor> tensors = {{"i8", i8.view()},           {"bf16", bf16.view()}, {"none", none.view()},
                                             {"f64", f64.view()},         {"f16", f16.view()},   {"i64", i64.view()},
@@ -61,6 +61,32 @@ TEST(Safetensors, EveryDtypeSurvivesTheRoundTrip) {
   }
   EXPECT_FALSE(file.find("other"));
   EXPECT_THROW(file.view("other"), Error);
+}
+
+TEST(Safetensors, AMatrixOfBytesIsNoQuantisedMatrix) {
+  const TemporaryFolder folder;
+  const std::vector<std::byte> bytes(6);
+  for (const char* word : {"I8", "U8"}) {
+    SafetensorsWriter writer(folder / "t.safetensors", std::vector<SafetensorsEntry>{{"x", word, {2, 3}, 0, 6}}, {});
+    writer.write(bytes);
+    writer.commit();
+    const SafetensorsFile file(folder / "t.safetensors");
+    EXPECT_THROW(file.view("x"), Error) << word;
+    EXPECT_EQ(file.bytes(*file.find("x")).size(), 6u);
+  }
+  const Tensor matrix(DType::i8, {2, 3});
+  EXPECT_THROW(write_safetensors(folder / "t.safetensors", std::vector<NamedTensor>{{"x", matrix.view()}}), Error);
+}
+
+TEST(Safetensors, AWriterTakesAllBytesAndNoMore) {
+  const TemporaryFolder folder;
+  const std::vector<SafetensorsEntry> tensors = {{"x", "U8", {3}, 0, 3}, {"y", "U8", {2}, 0, 2}};
+  const std::vector<std::byte> bytes(6);
+  SafetensorsWriter writer(folder / "t.safetensors", tensors, {});
+  writer.write(std::span(bytes).first(4));
+  EXPECT_THROW(writer.commit(), Error);
+  EXPECT_THROW(writer.write(std::span(bytes).first(2)), Error);
+  EXPECT_FALSE(std::filesystem::exists(folder / "t.safetensors"));
 }
 
 TEST(Safetensors, ReadsTheGoldenTensors) {

@@ -1,4 +1,4 @@
-# Copies the files below GOLDEN that match FILES into the flat folder INTO, where libFuzzer takes its seeds.
+# Copies the files below GOLDEN and in MORE that match FILES into the flat folder INTO, where libFuzzer takes its seeds.
 file(REMOVE_RECURSE ${INTO})
 file(MAKE_DIRECTORY ${INTO})
 file(GLOB_RECURSE seeds RELATIVE ${GOLDEN} LIST_DIRECTORIES false ${GOLDEN}/bad_files/${FILES} ${GOLDEN}/bad_input/${FILES})
@@ -8,4 +8,9 @@ endif()
 foreach(seed ${seeds})
   string(REPLACE "/" "_" name ${seed})
   file(COPY_FILE ${GOLDEN}/${seed} ${INTO}/${name})
+endforeach()
+file(GLOB seeds LIST_DIRECTORIES false ${MORE}/${FILES})
+foreach(seed ${seeds})
+  get_filename_component(name ${seed} NAME)
+  file(COPY_FILE ${seed} ${INTO}/${name})
 endforeach()
