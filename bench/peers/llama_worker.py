@@ -1,0 +1,183 @@
+#!/usr/bin/env python3
+"""Times llama.cpp on one GGUF, as llama-bench does, and prints one JSON object.
+
+    llama_worker.py --model F.gguf --threads 2 --prompt 512 --depth 512,4096 --generate 32 --repetitions 3
+                    --variant fa=1,kv=f16,ubatch=512 [--variant ...]        each variant a context of its own
+    llama_worker.py --model F.gguf --logits 1,2,3 --out F.f32               the last logits, to be compared
+
+Prefill: an empty cache, random ids, one llama_decode of each `ubatch` ids, logits of the last. Decode: the cache is
+filled to the depth once, then `generate` single steps from there, each timed; the steps are taken out again before the
+next repetition. One prefill and one step before each are not counted.
+"""
+import argparse
+import ctypes
+import json
+import pathlib
+import random
+import sys
+import time
+
+import llama_cpp
+
+KV_TYPES = {"f16": 1, "bf16": 30, "q8_0": 8}  # enum ggml_type
+LOG = []
+
+
+@llama_cpp.llama_log_callback
+def keep_log(_level, text, _data):
+    LOG.append(text.decode(errors="replace"))
+    del LOG[:-50]
+
+
+class Model:
+    def __init__(self, path):
+        params = llama_cpp.llama_model_default_params()
+        self.handle = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+        if not self.handle:
+            raise SystemExit(f"{path}: llama.cpp cannot load it: {''.join(LOG)}")
+        self.vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.handle))
+
+    def describe(self):
+        text = ctypes.create_string_buffer(256)
+        llama_cpp.llama_model_desc(self.handle, text, len(text))
+        return {
+            "description": text.value.decode(),
+            "bytes": llama_cpp.llama_model_size(self.handle),
+            "parameters": llama_cpp.llama_model_n_params(self.handle),
+        }
+
+
+class Context:
+    """A cache for `capacity` tokens of one sequence."""
+
+    def __init__(self, model, capacity, threads, variant):
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = capacity
+        params.n_batch = params.n_ubatch = self.ubatch = variant["ubatch"]
+        params.n_threads = params.n_threads_batch = threads
+        params.flash_attn_type = variant["fa"]
+        params.type_k = params.type_v = KV_TYPES[variant["kv"]]
+        params.no_perf = True
+        self.handle = llama_cpp.llama_init_from_model(model.handle, params)
+        if not self.handle:
+            raise RuntimeError("".join(LOG[-3:]).strip())
+        self._memory = llama_cpp.llama_get_memory(self.handle)
+        self._vocab = model.vocab
+
+    def ids(self, n):
+        return (llama_cpp.llama_token * n)(*(random.randrange(self._vocab) for _ in range(n)))
+
+    def forward(self, ids):
+        """Appends `ids`, in pieces of `ubatch`."""
+        for at in range(0, len(ids), self.ubatch):
+            piece = (llama_cpp.llama_token * min(self.ubatch, len(ids) - at)).from_buffer(ids, at * 4)
+            code = llama_cpp.llama_decode(self.handle, llama_cpp.llama_batch_get_one(piece, len(piece)))
+            if code != 0:
+                raise RuntimeError(f"llama_decode failed with {code}: {''.join(LOG[-3:]).strip()}")
+        llama_cpp.llama_synchronize(self.handle)
+
+    def truncate(self, length):
+        if length == 0:
+            llama_cpp.llama_memory_clear(self._memory, False)
+        elif not llama_cpp.llama_memory_seq_rm(self._memory, 0, length, -1):
+            raise RuntimeError(f"the cache cannot be cut to {length} tokens")
+
+    def last_logits(self):
+        return llama_cpp.llama_get_logits_ith(self.handle, -1)[: self._vocab]
+
+    def close(self):
+        llama_cpp.llama_free(self.handle)
+
+
+def timed(context, ids):
+    start = time.perf_counter_ns()
+    context.forward(ids)
+    return time.perf_counter_ns() - start
+
+
+def prefill(context, tokens, repetitions):
+    samples = []
+    for _ in range(1 + repetitions):
+        context.truncate(0)
+        samples.append(timed(context, context.ids(tokens)))
+    return samples[1:]
+
+
+def decode(context, depth, generate, repetitions):
+    """The cache holds `depth` tokens before and after."""
+    samples = []
+    context.forward(context.ids(1))
+    for _ in range(repetitions):
+        context.truncate(depth)
+        samples += [timed(context, context.ids(1)) for _ in range(generate)]
+    context.truncate(depth)
+    return samples
+
+
+def measure(model, args, variant):
+    context = Context(model, max([args.prompt] + [d + args.generate for d in args.depth]) + 1, args.threads, variant)
+    rows = []
+    if args.prompt:
+        samples = prefill(context, args.prompt, args.repetitions)
+        rows.append({"what": "prefill", "depth": 0, "tokens": args.prompt, "samples_ns": samples})
+    context.truncate(0)
+    filled = 0
+    for depth in sorted(args.depth):
+        if depth > filled:
+            context.forward(context.ids(depth - filled))
+        filled = depth
+        samples = decode(context, depth, args.generate, args.repetitions)
+        rows.append({"what": "decode", "depth": depth, "tokens": 1, "samples_ns": samples})
+    context.close()
+    return rows
+
+
+def parse_variant(text):
+    variant = dict(part.split("=") for part in text.split(","))
+    return {"name": text, "fa": int(variant["fa"]), "kv": variant["kv"], "ubatch": int(variant["ubatch"])}
+
+
+def main():
+    def numbers(text):
+        return [int(n) for n in text.split(",") if n]
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=pathlib.Path, required=True)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--prompt", type=int, default=512)
+    parser.add_argument("--depth", type=numbers, default=[])
+    parser.add_argument("--generate", type=int, default=32)
+    parser.add_argument("--repetitions", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--variant", type=parse_variant, action="append", default=[])
+    parser.add_argument("--logits", type=numbers)
+    parser.add_argument("--out", type=pathlib.Path)
+    args = parser.parse_args()
+    random.seed(args.seed)
+    llama_cpp.llama_log_set(keep_log, None)
+    llama_cpp.llama_backend_init()
+    started = time.monotonic()
+    model = Model(args.model)
+    result = {
+        "version": f"llama-cpp-python {llama_cpp.__version__}",
+        "system": llama_cpp.llama_print_system_info().decode().strip(),
+        "model": model.describe(),
+        "load_s": time.monotonic() - started,
+        "variants": [],
+    }
+    if args.logits:
+        context = Context(model, len(args.logits), args.threads, parse_variant("fa=0,kv=f16,ubatch=512"))
+        context.forward((llama_cpp.llama_token * len(args.logits))(*args.logits))
+        args.out.write_bytes(bytes((ctypes.c_float * model.vocab)(*context.last_logits())))
+    for variant in args.variant:
+        entry = {"variant": variant["name"], "rows": [], "error": None}
+        try:
+            entry["rows"] = measure(model, args, variant)
+        except RuntimeError as error:
+            entry["error"] = str(error)
+        result["variants"].append(entry)
+    json.dump(result, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
