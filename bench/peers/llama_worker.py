@@ -2,15 +2,19 @@
 """Times llama.cpp on one GGUF, as llama-bench does, and prints one JSON object.
 
     llama_worker.py --model F.gguf --threads 2 --prompt 512 --depth 512,4096 --generate 32 --repetitions 3
-                    --variant fa=1,kv=f16,ubatch=512 [--variant ...]        each variant a context of its own
-    llama_worker.py --model F.gguf --logits 1,2,3 --out F.f32               the last logits, to be compared
+                    --variant load=mmap,repack=1,fa=1,kv=f16 [--variant ...]
+    llama_worker.py --model F.gguf --logits 1,2,3 --out F.f32      the last logits, to be compared
 
-Prefill: an empty cache, random ids, one llama_decode of each `ubatch` ids, logits of the last. Decode: the cache is
+A variant: load=mmap|none and repack=0|1 as llama.cpp's --mmap and --repack, fa=0|1 flash attention, kv the type of the
+cache. Variants that agree in the first two share the loaded model; each has a context of its own.
+
+Prefill: an empty cache, random ids, one llama_decode of each 512 ids, logits of the last. Decode: the cache is
 filled to the depth once, then `generate` single steps from there, each timed; the steps are taken out again before the
 next repetition. One prefill and one step before each are not counted.
 """
 import argparse
 import ctypes
+import itertools
 import json
 import pathlib
 import random
@@ -19,7 +23,9 @@ import time
 
 import llama_cpp
 
+UBATCH = 512
 KV_TYPES = {"f16": 1, "bf16": 30, "q8_0": 8}  # enum ggml_type
+LOAD_MODES = {"none": llama_cpp.LLAMA_LOAD_MODE_NONE, "mmap": llama_cpp.LLAMA_LOAD_MODE_MMAP}
 LOG = []
 
 
@@ -30,12 +36,17 @@ def keep_log(_level, text, _data):
 
 
 class Model:
-    def __init__(self, path):
+    def __init__(self, path, load="mmap", repack=True):
         params = llama_cpp.llama_model_default_params()
+        params.load_mode = LOAD_MODES[load]
+        params.use_extra_bufts = repack
         self.handle = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
         if not self.handle:
             raise SystemExit(f"{path}: llama.cpp cannot load it: {''.join(LOG)}")
         self.vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.handle))
+
+    def close(self):
+        llama_cpp.llama_model_free(self.handle)
 
     def describe(self):
         text = ctypes.create_string_buffer(256)
@@ -53,7 +64,7 @@ class Context:
     def __init__(self, model, capacity, threads, variant):
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = capacity
-        params.n_batch = params.n_ubatch = self.ubatch = variant["ubatch"]
+        params.n_batch = params.n_ubatch = UBATCH
         params.n_threads = params.n_threads_batch = threads
         params.flash_attn_type = variant["fa"]
         params.type_k = params.type_v = KV_TYPES[variant["kv"]]
@@ -68,9 +79,9 @@ class Context:
         return (llama_cpp.llama_token * n)(*(random.randrange(self._vocab) for _ in range(n)))
 
     def forward(self, ids):
-        """Appends `ids`, in pieces of `ubatch`."""
-        for at in range(0, len(ids), self.ubatch):
-            piece = (llama_cpp.llama_token * min(self.ubatch, len(ids) - at)).from_buffer(ids, at * 4)
+        """Appends `ids`."""
+        for at in range(0, len(ids), UBATCH):
+            piece = (llama_cpp.llama_token * min(UBATCH, len(ids) - at)).from_buffer(ids, at * 4)
             code = llama_cpp.llama_decode(self.handle, llama_cpp.llama_batch_get_one(piece, len(piece)))
             if code != 0:
                 raise RuntimeError(f"llama_decode failed with {code}: {''.join(LOG[-3:]).strip()}")
@@ -133,11 +144,11 @@ def measure(model, args, variant):
 
 
 def parse_variant(text):
-    variant = dict(part.split("=") for part in text.split(","))
-    return {"name": text, "fa": int(variant["fa"]), "kv": variant["kv"], "ubatch": int(variant["ubatch"])}
+    v = dict(part.split("=") for part in text.split(","))
+    return {"name": text, "load": v["load"], "repack": v["repack"] == "1", "fa": int(v["fa"]), "kv": v["kv"]}
 
 
-def main():
+def parse_args():
     def numbers(text):
         return [int(n) for n in text.split(",") if n]
 
@@ -152,30 +163,41 @@ def main():
     parser.add_argument("--variant", type=parse_variant, action="append", default=[])
     parser.add_argument("--logits", type=numbers)
     parser.add_argument("--out", type=pathlib.Path)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
     random.seed(args.seed)
     llama_cpp.llama_log_set(keep_log, None)
     llama_cpp.llama_backend_init()
-    started = time.monotonic()
-    model = Model(args.model)
     result = {
         "version": f"llama-cpp-python {llama_cpp.__version__}",
         "system": llama_cpp.llama_print_system_info().decode().strip(),
-        "model": model.describe(),
-        "load_s": time.monotonic() - started,
         "variants": [],
     }
     if args.logits:
-        context = Context(model, len(args.logits), args.threads, parse_variant("fa=0,kv=f16,ubatch=512"))
+        model = Model(args.model)
+        context = Context(model, len(args.logits), args.threads, parse_variant("load=mmap,repack=1,fa=0,kv=f16"))
         context.forward((llama_cpp.llama_token * len(args.logits))(*args.logits))
         args.out.write_bytes(bytes((ctypes.c_float * model.vocab)(*context.last_logits())))
-    for variant in args.variant:
-        entry = {"variant": variant["name"], "rows": [], "error": None}
-        try:
-            entry["rows"] = measure(model, args, variant)
-        except RuntimeError as error:
-            entry["error"] = str(error)
-        result["variants"].append(entry)
+        context.close()
+        model.close()
+
+    def loading(variant):
+        return variant["load"], variant["repack"]
+
+    for (load, repack), variants in itertools.groupby(sorted(args.variant, key=loading), key=loading):
+        model = Model(args.model, load, repack)
+        result["model"] = model.describe()
+        for variant in variants:
+            entry = {"variant": variant["name"], "rows": [], "error": None}
+            try:
+                entry["rows"] = measure(model, args, variant)
+            except RuntimeError as error:
+                entry["error"] = str(error)
+            result["variants"].append(entry)
+        model.close()
     json.dump(result, sys.stdout)
 
 
