@@ -2,7 +2,7 @@
 """Times llama.cpp on one GGUF, as llama-bench does, and prints one JSON object.
 
     llama_worker.py --model F.gguf --threads 2 --prompt 512 --depth 512,4096 --generate 32 --repetitions 3
-                    --variant load=mmap,repack=1,fa=1,kv=f16 [--variant ...]
+                    --variant load=mmap,repack=1,fa=1,kv=f16@prefill,512 [--variant ...]
     llama_worker.py --model F.gguf --logits 1,2,3 --out F.f32      the last logits, to be compared
 
 A variant: load=mmap|none and repack=0|1 as llama.cpp's --mmap and --repack, fa=0|1 flash attention, kv the type of the
@@ -12,16 +12,16 @@ Prefill: an empty cache, random ids, one llama_decode of each 512 ids, logits of
 filled to the depth once, then `generate` single steps from there, each timed; the steps are taken out again before the
 next repetition. One prefill and one step before each are not counted.
 """
-import argparse
 import ctypes
 import itertools
 import json
-import pathlib
 import random
 import sys
 import time
 
 import llama_cpp
+
+from worker import parse_args, settings
 
 UBATCH = 512
 KV_TYPES = {"f16": 1, "bf16": 30, "q8_0": 8}  # enum ggml_type
@@ -66,7 +66,7 @@ class Context:
         params.n_ctx = capacity
         params.n_batch = params.n_ubatch = UBATCH
         params.n_threads = params.n_threads_batch = threads
-        params.flash_attn_type = variant["fa"]
+        params.flash_attn_type = int(variant["fa"])
         params.type_k = params.type_v = KV_TYPES[variant["kv"]]
         params.no_perf = True
         self.handle = llama_cpp.llama_init_from_model(model.handle, params)
@@ -125,15 +125,16 @@ def decode(context, depth, generate, repetitions):
     return samples
 
 
-def measure(model, args, variant):
-    context = Context(model, max([args.prompt] + [d + args.generate for d in args.depth]) + 1, args.threads, variant)
+def measure(model, args, plan):
+    capacity = max([args.prompt] + [d + args.generate for d in plan.depths]) + 1
+    context = Context(model, capacity, args.threads, settings(plan.name))
     rows = []
-    if args.prompt:
+    if plan.prefill:
         samples = prefill(context, args.prompt, args.repetitions)
         rows.append({"what": "prefill", "depth": 0, "tokens": args.prompt, "samples_ns": samples})
     context.truncate(0)
     filled = 0
-    for depth in sorted(args.depth):
+    for depth in plan.depths:
         if depth > filled:
             context.forward(context.ids(depth - filled))
         filled = depth
@@ -143,31 +144,8 @@ def measure(model, args, variant):
     return rows
 
 
-def parse_variant(text):
-    v = dict(part.split("=") for part in text.split(","))
-    return {"name": text, "load": v["load"], "repack": v["repack"] == "1", "fa": int(v["fa"]), "kv": v["kv"]}
-
-
-def parse_args():
-    def numbers(text):
-        return [int(n) for n in text.split(",") if n]
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=pathlib.Path, required=True)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--prompt", type=int, default=512)
-    parser.add_argument("--depth", type=numbers, default=[])
-    parser.add_argument("--generate", type=int, default=32)
-    parser.add_argument("--repetitions", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--variant", type=parse_variant, action="append", default=[])
-    parser.add_argument("--logits", type=numbers)
-    parser.add_argument("--out", type=pathlib.Path)
-    return parser.parse_args()
-
-
 def main():
-    args = parse_args()
+    args = parse_args(__doc__)
     random.seed(args.seed)
     llama_cpp.llama_log_set(keep_log, None)
     llama_cpp.llama_backend_init()
@@ -178,22 +156,22 @@ def main():
     }
     if args.logits:
         model = Model(args.model)
-        context = Context(model, len(args.logits), args.threads, parse_variant("load=mmap,repack=1,fa=0,kv=f16"))
+        context = Context(model, len(args.logits), args.threads, {"fa": "0", "kv": "f16"})
         context.forward((llama_cpp.llama_token * len(args.logits))(*args.logits))
         args.out.write_bytes(bytes((ctypes.c_float * model.vocab)(*context.last_logits())))
         context.close()
         model.close()
 
-    def loading(variant):
-        return variant["load"], variant["repack"]
+    def loading(plan):
+        return settings(plan.name)["load"], settings(plan.name)["repack"] == "1"
 
-    for (load, repack), variants in itertools.groupby(sorted(args.variant, key=loading), key=loading):
+    for (load, repack), plans in itertools.groupby(sorted(args.plans, key=loading), key=loading):
         model = Model(args.model, load, repack)
         result["model"] = model.describe()
-        for variant in variants:
-            entry = {"variant": variant["name"], "rows": [], "error": None}
+        for plan in plans:
+            entry = {"variant": plan.name, "rows": [], "error": None}
             try:
-                entry["rows"] = measure(model, args, variant)
+                entry["rows"] = measure(model, args, plan)
             except RuntimeError as error:
                 entry["error"] = str(error)
             result["variants"].append(entry)

@@ -3,11 +3,9 @@
 
 MLA: DeepseekV2ForCausalLM. Plain attention: the text model of deepseek_ocr2, which has the same layers as that of
 DeepSeek-OCR, and the head as a linear layer on the last position. Both with torch's fused attention (sdpa). A variant
-names how experts run: experts=eager|batched_mm|grouped_mm. Weights are those of the checkpoint.
+names how experts run: experts=eager|grouped_mm. Weights are those of the checkpoint.
 """
-import argparse
 import json
-import pathlib
 import random
 import sys
 import time
@@ -19,6 +17,7 @@ from transformers import DynamicCache
 from transformers.initialization import no_init_weights
 
 from checkpoint import Checkpoint
+from worker import parse_args, settings
 
 
 def rope_parameters(config):
@@ -114,13 +113,13 @@ def timed(decoder, ids, cache):
     return time.perf_counter_ns() - start
 
 
-def measure(decoder, args):
+def measure(decoder, args, plan):
     rows = []
-    if args.prompt:
+    if plan.prefill:
         samples = [timed(decoder, decoder.ids(args.prompt), DynamicCache()) for _ in range(1 + args.repetitions)][1:]
         rows.append({"what": "prefill", "depth": 0, "tokens": args.prompt, "samples_ns": samples})
     cache, filled = DynamicCache(), 0
-    for depth in sorted(args.depth):
+    for depth in plan.depths:
         while filled < depth:
             piece = min(512, depth - filled)
             decoder.forward(decoder.ids(piece), cache)
@@ -135,26 +134,8 @@ def measure(decoder, args):
     return rows
 
 
-def parse_args():
-    def numbers(text):
-        return [int(n) for n in text.split(",") if n]
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=pathlib.Path, required=True)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--prompt", type=int, default=512)
-    parser.add_argument("--depth", type=numbers, default=[])
-    parser.add_argument("--generate", type=int, default=32)
-    parser.add_argument("--repetitions", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--variant", action="append", default=[])
-    parser.add_argument("--logits", type=numbers)
-    parser.add_argument("--out", type=pathlib.Path)
-    return parser.parse_args()
-
-
 def main():
-    args = parse_args()
+    args = parse_args(__doc__)
     random.seed(args.seed)
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(args.threads)
@@ -166,11 +147,11 @@ def main():
         if args.logits:
             logits = decoder.forward(torch.tensor([args.logits]), DynamicCache())
             args.out.write_bytes(logits.float().numpy().tobytes())
-        for name in args.variant:
-            entry = {"variant": name, "rows": [], "error": None}
-            decoder.use(name.partition("=")[2])
+        for plan in args.plans:
+            entry = {"variant": plan.name, "rows": [], "error": None}
+            decoder.use(settings(plan.name)["experts"])
             try:
-                entry["rows"] = measure(decoder, args)
+                entry["rows"] = measure(decoder, args, plan)
             except (RuntimeError, NotImplementedError, ValueError) as error:
                 entry["error"] = str(error).splitlines()[0]
             result["variants"].append(entry)
