@@ -215,7 +215,10 @@ class Peer:
             return
         say(f"install {self.name} into {self._venv} (once; minutes)")
         self._venv.parent.mkdir(parents=True, exist_ok=True)
-        call([sys.executable, "-m", "venv", "--clear", self._venv])
+        try:
+            call([sys.executable, "-m", "venv", "--clear", self._venv])
+        except Failure as failure:
+            raise Failure(f"{sys.executable} makes no virtual environment (Debian: apt-get install python3-venv)") from failure
         env = os.environ | self._build_env
         log = self._venv / "install.log"
         call([self.python, "-m", "pip", "install", *self._pip_flags, "-r", self._requirements], log=log, env=env)
