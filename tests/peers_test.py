@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""bench/peers without its peers: statistics and rows on samples made up here, flags, and what a run writes when dsv2 or a
-peer fails. usage: peers_test.py DSV2 SOURCE_DIR; the standard library alone."""
+"""bench/peers without its peers: statistics and rows on samples made up here, flags, and what a run writes when
+one side fails. usage: peers_test.py DSV2 SOURCE_DIR; the standard library alone."""
 import contextlib
 import importlib.machinery
 import importlib.util
@@ -75,7 +75,8 @@ class Rows(unittest.TestCase):
         self.assertEqual(row["peer"], 10)
 
     def test_a_round_that_one_side_lost_counts_for_the_other(self):
-        row = rows.assemble(self.identity, [{"ours": 20, "peer": None, "roof": 40}, {"ours": 40, "peer": 10, "roof": 80}])
+        row = rows.assemble(self.identity, [{"ours": 20, "peer": None, "roof": 40},
+                                            {"ours": 40, "peer": 10, "roof": 80}])
         self.assertEqual((row["ours"], row["peer"], row["ratio_quartiles"]), (30, 10, [4, 4, 4]))
 
     def test_summary(self):
@@ -130,7 +131,8 @@ class FakeOurs:
     def measure(self, job, round_number):
         if self.fail:
             return {}, self.fail, {}
-        limits = {"read_bandwidth_gb_s": 50, "peak_f32_gflop_s": 100, "peak_bf16_gflop_s": 200, "peak_int8_gflop_s": 400}
+        limits = {"read_bandwidth_gb_s": 50, "peak_f32_gflop_s": 100, "peak_bf16_gflop_s": 200,
+                  "peak_int8_gflop_s": 400}
         self.limits.append(limits)
         return {key: 300.0 + 3 * round_number for key in job.keys}, None, {"limits": limits}
 
@@ -152,7 +154,8 @@ class Alternation(unittest.TestCase):
     def test_sides_alternate_and_rows_come_out(self):
         report, table = self.run_with(FakeOurs(), FakePeer())
         self.assertEqual([m["side"] for m in report["measurements"]], ["dsv2", "fake", "fake", "dsv2", "dsv2", "fake"])
-        self.assertEqual([(r["what"], r["depth"]) for r in report["rows"]], [("prefill", 0), ("decode", 512), ("decode", 4096)])
+        self.assertEqual([(r["what"], r["depth"]) for r in report["rows"]],
+                         [("prefill", 0), ("decode", 512), ("decode", 4096)])
         for row in report["rows"]:
             self.assertLessEqual({"shape", "what", "dtype", "kv_dtype", "depth", "ours", "peer", "peer_name", "ratio"},
                                  row.keys())
@@ -168,7 +171,8 @@ class Alternation(unittest.TestCase):
         peer = FakePeer()
         peer.calls = []
         self.run_with(FakeOurs(), peer, rounds=1)
-        self.assertEqual(peer.calls[-1], {"fast,fa=1": [("prefill", 0)], "fast,fa=0": [("decode", 512), ("decode", 4096)]})
+        self.assertEqual(peer.calls[-1], {"fast,fa=1": [("prefill", 0)],
+                                          "fast,fa=0": [("decode", 512), ("decode", 4096)]})
 
     def test_what_dsv2_refuses_is_null_with_the_reason(self):
         report, table = self.run_with(FakeOurs("skipped: dtype: expected f32 or bf16, found int8"), FakePeer(), "int8")
@@ -228,8 +232,8 @@ class Dsv2(unittest.TestCase):
         self.addCleanup(setattr, sides, "CHECKED_IDS", kept)
         logits = ours.reference_logits("tiny-mla")
         generated = json.loads(subprocess.run(
-            [DSV2, "generate", "--model", self.models.folder("tiny-mla"), "--backend", "reference", "--prompt-ids", "11,3,7",
-             "--max-new-tokens", "1", "--eos", "none", "--json", "-"], check=True, stdout=subprocess.PIPE,
+            [DSV2, "generate", "--model", self.models.folder("tiny-mla"), "--backend", "reference", "--prompt-ids",
+             "11,3,7", "--max-new-tokens", "1", "--eos", "none", "--json", "-"], check=True, stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL).stdout)
         self.assertEqual(len(logits), 128)
         self.assertEqual([max(range(128), key=logits.__getitem__)], generated["ids"])
@@ -267,7 +271,8 @@ class Command(unittest.TestCase):
             (["--json", "-", "--rounds", "0"], "--rounds: expected a number of at least 1, found 0"),
             (["--json", "-", "--rounds", "two"], "--rounds: expected a number of at least 1, found two"),
             (["--json", "-", "--depth", "512,x"], "--depth: expected numbers of at least 1, found 512,x"),
-            (["--json", "-", "--prompt", "0", "--depth", ""], "--prompt, --depth: expected something to measure, found neither"),
+            (["--json", "-", "--prompt", "0", "--depth", ""],
+             "--prompt, --depth: expected something to measure, found neither"),
             (["--json", "/no/such/folder/f"], "--json: /no/such/folder/f: expected a folder that exists"),
             (["--json", "-", "--build", "/no/such"], "--build: /no/such: no dsv2 there; cmake --preset release && "
                                                      "cmake --build build/release --target dsv2"),

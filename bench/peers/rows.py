@@ -85,9 +85,10 @@ def markdown(report):
 
     lines = [
         f"{machine['cpu']}, {report['threads']} threads each; reads {limit('read_bandwidth_gb_s', 'GB/s')}, f32 peak "
-        f"{limit('peak_f32_gflop_s', 'GFLOP/s')}. Tokens/s: median of {report['rounds']} alternating rounds (quartiles).",
+        f"{limit('peak_f32_gflop_s', 'GFLOP/s')}. Tokens/s: median of {report['rounds']} alternating rounds "
+        "(quartiles).",
         "",
-        "| shape | what | depth | weights | KV | dsv2 | of roof | peer | its weights | its tokens/s | of roof | ratio |",
+        "| shape | what | depth | weights | KV | dsv2 | of roof | peer | weights | tokens/s | of roof | ratio |",
         "|---|---|--:|---|---|--:|--:|---|---|--:|--:|--:|",
     ]
     for row in report["rows"]:

@@ -180,9 +180,10 @@ class Ours:
 
     def reference_logits(self, shape):
         """Of the last position after CHECKED_IDS, by the plain reference from the stored weights."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = pathlib.Path(folder) / "taps.safetensors"
-            call([self._dsv2, "dump", "--model", self._models.folder(shape), "--prompt-ids", CHECKED_IDS, "--out", path])
+        with tempfile.TemporaryDirectory() as out:
+            path = pathlib.Path(out) / "taps.safetensors"
+            folder = self._models.folder(shape)
+            call([self._dsv2, "dump", "--model", folder, "--prompt-ids", CHECKED_IDS, "--out", path])
             data = path.read_bytes()
         (size,) = struct.unpack_from("<Q", data)
         entry = json.loads(data[8 : 8 + size])["logits"]
@@ -218,7 +219,8 @@ class Peer:
         try:
             call([sys.executable, "-m", "venv", "--clear", self._venv])
         except Failure as failure:
-            raise Failure(f"{sys.executable} makes no virtual environment (Debian: apt-get install python3-venv)") from failure
+            raise Failure(f"{sys.executable} makes no virtual environment "
+                          "(Debian: apt-get install python3-venv)") from failure
         env = os.environ | self._build_env
         log = self._venv / "install.log"
         call([self.python, "-m", "pip", "install", *self._pip_flags, "-r", self._requirements], log=log, env=env)

@@ -28,13 +28,14 @@ def rope_parameters(config):
 
 def build(config, experts):
     """(class's name, module with random bf16 storage): decoder and head on the last position."""
-    kept = ("vocab_size", "hidden_size", "intermediate_size", "moe_intermediate_size", "num_hidden_layers", "q_lora_rank",
-            "num_attention_heads", "num_key_value_heads", "n_routed_experts", "n_shared_experts", "num_experts_per_tok",
-            "norm_topk_prob", "routed_scaling_factor", "topk_method", "n_group", "topk_group", "hidden_act",
-            "max_position_embeddings", "rms_norm_eps", "bos_token_id", "eos_token_id")
+    kept = ("vocab_size", "hidden_size", "intermediate_size", "moe_intermediate_size", "num_hidden_layers",
+            "q_lora_rank", "num_attention_heads", "num_key_value_heads", "n_routed_experts", "n_shared_experts",
+            "num_experts_per_tok", "norm_topk_prob", "routed_scaling_factor", "topk_method", "n_group", "topk_group",
+            "hidden_act", "max_position_embeddings", "rms_norm_eps", "bos_token_id", "eos_token_id")
     args = {k: config[k] for k in kept} | {"rope_parameters": rope_parameters(config), "pad_token_id": None}
     if config["use_mla"]:
-        from transformers import DeepseekV2Config, DeepseekV2ForCausalLM as Model
+        from transformers import DeepseekV2Config
+        from transformers import DeepseekV2ForCausalLM as Model
 
         args |= {k: config[k] for k in ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")}
         settings = DeepseekV2Config(first_k_dense_replace=config["first_k_dense_replace"], **args)
