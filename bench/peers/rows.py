@@ -17,9 +17,8 @@ def quartiles(values):
     return [at(0.25), at(0.5), at(0.75)]
 
 
-def tokens_per_s(tokens, samples_ns):
-    """Of one round: `tokens` in the median time."""
-    return tokens / statistics.median(samples_ns) * 1e9
+def tokens_per_s(tokens, ns):
+    return tokens / ns * 1e9
 
 
 def fastest(variants, key):

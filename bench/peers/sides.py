@@ -6,6 +6,7 @@ import pathlib
 import resource
 import shutil
 import signal
+import statistics
 import struct
 import subprocess
 import sys
@@ -97,6 +98,8 @@ class Job:
 class Models:
     """Checkpoints of random weights, and what is made from them, in the cache folder; made once."""
 
+    SIZES = {"BF16": 1.01, "Q8_0": 0.55, "Q4_0": 0.3}  # of the checkpoint's
+
     def __init__(self, cache, dsv2, seed):
         self._cache, self._dsv2, self._seed = cache / "models", dsv2, seed
 
@@ -125,6 +128,10 @@ class Models:
         path = folder.with_name(f"{folder.name}-{kind}.gguf")
         if not path.exists():
             say(f"write {path.name}")
+            needed = sum(file.stat().st_size for file in folder.iterdir()) * self.SIZES[kind]
+            room = shutil.disk_usage(self._cache).free
+            if not needed < room:
+                raise Failure(f"{path}: expected room for {needed * 1e-9:.1f} GB, found {room * 1e-9:.1f} GB")
             script = [python, HERE / "make_gguf.py"]
             if kind == "BF16":
                 call([*script, "convert", folder, path])
@@ -194,6 +201,8 @@ class Ours:
 class Peer:
     """A peer in a virtual environment of its own; the worker script does the timing."""
 
+    environment = {}
+
     def __init__(self, cache, models, requirements, worker, build_env=None, pip_flags=()):
         self._models, self._worker = models, worker
         pins = (HERE / requirements).read_bytes()
@@ -203,8 +212,6 @@ class Peer:
         self._build_env, self._pip_flags = build_env or {}, pip_flags
         self.facts = {"pins": [line for line in pins.decode().splitlines() if not line.startswith("#")],
                       "build": self._build_env, "environment": self.environment}
-
-    environment = {}
 
     @property
     def python(self):
@@ -239,8 +246,9 @@ class Peer:
             data = path.read_bytes()
         return struct.unpack(f"<{len(data) // 4}f", data)
 
-    def variants(self, job, plans, round_number, repetitions, generate):
-        """{variant: {row: tokens/s}} of plans {variant: rows}; why some fail; {further facts}."""
+    def variants(self, job, plans, round_number, repetitions, generate, of=statistics.median):
+        """{variant: {row: tokens/s}} of plans {variant: rows}, from the median or other statistic `of` the samples; why
+        some fail; {further facts}."""
         o = job.options
         flags = ["--threads", o.threads, "--prompt", o.prompt, "--depth", ",".join(map(str, o.depth)), "--generate",
                  generate, "--repetitions", repetitions, "--seed", round_number + 1]
@@ -255,7 +263,7 @@ class Peer:
         for entry in result["variants"]:
             if entry["error"]:
                 errors.append(f"{entry['variant']}: {entry['error']}")
-            speeds[entry["variant"]] = {(row["what"], row["depth"]): tokens_per_s(row["tokens"], row["samples_ns"])
+            speeds[entry["variant"]] = {(row["what"], row["depth"]): tokens_per_s(row["tokens"], of(row["samples_ns"]))
                                         for row in entry["rows"]}
         return speeds, "; ".join(errors) or None, {"model": result["model"], "variants": result["variants"]}
 
