@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import unittest
+import unittest.mock
 
 sys.dont_write_bytecode = True
 DSV2, SOURCE = pathlib.Path(sys.argv[1]).resolve(), pathlib.Path(sys.argv[2]).resolve()
@@ -20,6 +21,7 @@ sys.path.insert(0, str(RUN.parent))
 import rows  # noqa: E402
 import shapes  # noqa: E402
 import sides  # noqa: E402
+import worker  # noqa: E402
 
 
 def load_run():
@@ -192,6 +194,22 @@ class Alternation(unittest.TestCase):
     def test_a_peer_without_the_dtype_has_no_rows(self):
         report, _ = self.run_with(FakeOurs(), FakePeer(), "int4")
         self.assertEqual(report["rows"], [])
+
+
+class Worker(unittest.TestCase):
+    def test_a_variant_names_its_rows(self):
+        argv = ["w", "--model", "m", "--depth", "4096,512", "--variant", "a=1,b=x", "--variant", "a=2@prefill,4096",
+                "--variant", "a=3@512"]
+        with unittest.mock.patch.object(sys, "argv", argv):
+            plans = worker.parse_args("").plans
+        self.assertEqual(plans, [("a=1,b=x", True, [512, 4096]), ("a=2", True, [4096]), ("a=3", False, [512])])
+        self.assertEqual(worker.settings("a=1,b=x"), {"a": "1", "b": "x"})
+
+    def test_what_kills_a_child_is_named(self):
+        self.assertEqual(sides.child_json([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]), (None, "SIGKILL"))
+        self.assertEqual(sides.child_json([sys.executable, "-c", "raise SystemExit('no room')"]),
+                         (None, "exit code 1: no room"))
+        self.assertEqual(sides.child_json([sys.executable, "-c", "print('[1]')"]), ([1], None))
 
 
 class Dsv2(unittest.TestCase):
