@@ -206,7 +206,8 @@ class Worker(unittest.TestCase):
         self.assertEqual(worker.settings("a=1,b=x"), {"a": "1", "b": "x"})
 
     def test_what_kills_a_child_is_named(self):
-        self.assertEqual(sides.child_json([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]), (None, "SIGKILL"))
+        self.assertEqual(sides.child_json([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]),
+                         (None, "SIGKILL"))
         self.assertEqual(sides.child_json([sys.executable, "-c", "raise SystemExit('no room')"]),
                          (None, "exit code 1: no room"))
         self.assertEqual(sides.child_json([sys.executable, "-c", "print('[1]')"]), ([1], None))
