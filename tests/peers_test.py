@@ -81,6 +81,12 @@ class Rows(unittest.TestCase):
                                             {"ours": 40, "peer": 10, "roof": 80}])
         self.assertEqual((row["ours"], row["peer"], row["ratio_quartiles"]), (30, 10, [4, 4, 4]))
 
+    def test_a_busy_machine_is_said_to_be_one(self):
+        self.assertEqual(rows.busy_warning(None), "")
+        self.assertEqual(rows.busy_warning({"median": 0.04, "min": 0, "max": 1.5}), "")
+        self.assertIn("other processes kept 1.6 processors busy (1.2-1.9)",
+                      rows.busy_warning({"median": 1.61, "min": 1.2, "max": 1.9}))
+
     def test_summary(self):
         self.assertEqual(rows.summary([3, None, 1, 2]), {"median": 2, "min": 1, "max": 3})
         self.assertIsNone(rows.summary([None]))

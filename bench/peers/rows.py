@@ -2,6 +2,8 @@
 import math
 import statistics
 
+BUSY = 0.1  # processors that daemons may use: two threads on two cores lose 5 %
+
 
 def quartiles(values):
     """[first quartile, median, third], by linear interpolation; None for no values."""
@@ -60,6 +62,14 @@ def roof_tokens_per_s(tokens, flops, total_bytes, peak_gflop_s, read_gb_s):
     return tokens / max(flops / peak_gflop_s, total_bytes / read_gb_s) * 1e9
 
 
+def busy_warning(processors):
+    """What to think of figures from a machine on which others kept this {median, min, max} of processors busy."""
+    if not processors or processors["median"] <= BUSY:
+        return ""
+    return (f" **Not to be quoted: other processes kept {processors['median']:.1f} processors busy "
+            f"({processors['min']:.1f}-{processors['max']:.1f}).**")
+
+
 def markdown(report):
     """The table of every row, with what its conditions were above it."""
 
@@ -85,7 +95,7 @@ def markdown(report):
     lines = [
         f"{machine['cpu']}, {report['threads']} threads each; reads {limit('read_bandwidth_gb_s', 'GB/s')}, f32 peak "
         f"{limit('peak_f32_gflop_s', 'GFLOP/s')}. Tokens/s: median of {report['rounds']} alternating rounds "
-        "(quartiles).",
+        f"(quartiles).{busy_warning(machine.get('processors_busy_elsewhere'))}",
         "",
         "| shape | what | depth | weights | KV | dsv2 | of roof | peer | weights | tokens/s | of roof | ratio |",
         "|---|---|--:|---|---|--:|--:|---|---|--:|--:|--:|",
