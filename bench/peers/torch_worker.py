@@ -128,9 +128,9 @@ def measure(decoder, args, plan):
         decoder.forward(decoder.ids(1), cache)
         samples = []
         for _ in range(args.repetitions):
-            cache.crop(depth)
+            cache.crop(depth - cache.get_seq_length())
             samples += [timed(decoder, decoder.ids(1), cache) for _ in range(args.generate)]
-        cache.crop(depth)
+        cache.crop(depth - cache.get_seq_length())
         rows.append({"what": "decode", "depth": depth, "tokens": 1, "samples_ns": samples})
     return rows
 
