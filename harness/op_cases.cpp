@@ -183,6 +183,7 @@ struct MatrixTypes {
 };
 constexpr MatrixTypes kF32[] = {{DType::f32, DType::f32}};
 constexpr MatrixTypes kMatrix[] = {{DType::f32, DType::f32}, {DType::bf16, DType::bf16}, {DType::f32, DType::bf16}};
+constexpr MatrixTypes kBf16[] = {{DType::bf16, DType::bf16}};
 constexpr DType kNoCache[] = {DType::f32};
 constexpr DType kCache[] = {DType::f32, DType::bf16, DType::i8};
 
@@ -225,6 +226,11 @@ const Family kFamilies[] = {
     {"attention", kAttention, kSmallMla, kPadded, kF32, kHidden, kCache, true, MlaForm::absorbed},
     {"attention", kAttention, kSmallMla, kPadded, kF32, kHidden, kCache, true, MlaForm::expanded},
     {"attention", kAttention, kReal, kRealContext, kF32, kNormal, kCache},
+    {"attention", kAttention, kSmallMha, kContext, kBf16, kWeights, kCache, true},
+    {"attention", kAttention, kSmallMla, kContext, kBf16, kWeights, kCache, true, MlaForm::absorbed},
+    {"attention", kAttention, kSmallMla, kContext, kBf16, kWeights, kCache, true, MlaForm::expanded},
+    {"attention", kAttention, kReal, kRealContext, kBf16, kNormal, kCache},
+    {"attention", kAttention, kRealMla, kRealDecode, kBf16, kNormal, kCache, false, MlaForm::absorbed},
     {"attention", kAttention, kRealMla, kRealDecode, kF32, kNormal, kCache, false, MlaForm::absorbed},
     {"mla_absorb", "self_attn.kv_b_proj", kSmallMla, kRows, kMatrix},
     {"mla_absorb", "self_attn.kv_b_proj", kRealMla, kOneRow, kMatrix, kNormal},
