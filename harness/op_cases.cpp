@@ -190,6 +190,7 @@ constexpr MatrixTypes kMatrix[] = {{DType::f32, DType::f32},
                                    {DType::i4, DType::i4}};
 // Never below what a checkpoint stores it in.
 constexpr MatrixTypes kGateMatrix[] = {{DType::f32, DType::f32}, {DType::bf16, DType::bf16}, {DType::f32, DType::bf16}};
+constexpr MatrixTypes kBf16[] = {{DType::bf16, DType::bf16}};
 constexpr DType kNoCache[] = {DType::f32};
 constexpr DType kCache[] = {DType::f32, DType::bf16, DType::i8};
 
@@ -232,6 +233,11 @@ const Family kFamilies[] = {
     {"attention", kAttention, kSmallMla, kPadded, kF32, kHidden, kCache, true, MlaForm::absorbed},
     {"attention", kAttention, kSmallMla, kPadded, kF32, kHidden, kCache, true, MlaForm::expanded},
     {"attention", kAttention, kReal, kRealContext, kF32, kNormal, kCache},
+    {"attention", kAttention, kSmallMha, kContext, kBf16, kWeights, kCache, true},
+    {"attention", kAttention, kSmallMla, kContext, kBf16, kWeights, kCache, true, MlaForm::absorbed},
+    {"attention", kAttention, kSmallMla, kContext, kBf16, kWeights, kCache, true, MlaForm::expanded},
+    {"attention", kAttention, kReal, kRealContext, kBf16, kNormal, kCache},
+    {"attention", kAttention, kRealMla, kRealDecode, kBf16, kNormal, kCache, false, MlaForm::absorbed},
     {"attention", kAttention, kRealMla, kRealDecode, kF32, kNormal, kCache, false, MlaForm::absorbed},
     {"mla_absorb", "self_attn.kv_b_proj", kSmallMla, kRows, kMatrix},
     {"mla_absorb", "self_attn.kv_b_proj", kRealMla, kOneRow, kMatrix, kNormal},

@@ -172,10 +172,11 @@ double largest(const Tensor& t) {
   return most;
 }
 
-/// Rows that meet a matrix are rounded to the dtype of the arithmetic; all else is f32 at every precision.
+/// Rows that meet a matrix, cached rows and probabilities are rounded to the dtype of the arithmetic; all else is f32
+/// at every precision.
 bool rounds_rows(std::string_view op) {
-  return op == "linear" || op == "lm_head" || op == "mla_absorb" || op == "experts" || op == "shared_experts" ||
-         op == "mlp";
+  return op == "attention" || op == "linear" || op == "lm_head" || op == "mla_absorb" || op == "experts" ||
+         op == "shared_experts" || op == "mlp";
 }
 
 std::map<std::string, Tensor, std::less<>> run_reference(const OpProblem& p) {

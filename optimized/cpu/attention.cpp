@@ -20,10 +20,10 @@ constexpr std::int64_t kColumns = kTileVectors * kWidth;
 // Keys that one query meets at a time.
 constexpr int kStreamed = 8;
 
-// Elements of a row that a cache line holds pieces of are fetched this far ahead: a block of keys.
+/// Fetches a row that one query reads once: not for the outer caches to keep.
 template <class T>
 void prefetch(const T* row, std::int64_t width) {
-  for (std::int64_t i = 0; i < width; i += static_cast<std::int64_t>(64 / sizeof(T))) __builtin_prefetch(row + i);
+  for (std::int64_t i = 0; i < width; i += static_cast<std::int64_t>(64 / sizeof(T))) __builtin_prefetch(row + i, 0, 0);
 }
 
 template <class T>
@@ -72,32 +72,48 @@ void mask_scores(const AttentionParams& p, const Query& q, std::int64_t begin, s
     if (!mask[t]) scores[t - begin] = -__builtin_inff();
 }
 
-/// Softmax state of a query between blocks of keys.
-struct Running {
-  float max, sum;
-};
+/// Softmax of some queries, a block of keys after the other.
+template <int Queries>
+struct Softmax {
+  static constexpr int kLanes = (Queries + kWidth - 1) / kWidth * kWidth;  // queries, up to whole vectors
+  alignas(64) float max[kLanes], sum[kLanes], before[kLanes], total[kLanes];
+  alignas(64) float scale[kLanes];  ///< what was summed before this block is to be multiplied by
 
-/// Turns a block of scores (padded to whole vectors with -inf) into exp(score - max); returns by how much what was
-/// summed before has to be scaled.
-float exponentiate(float* scores, Running& r) {
-  V top = broadcast(r.max);
-  for (std::int64_t i = 0; i < kKeyBlock; i += kWidth) top = max(top, load(scores + i));
-  const float highest = max_lane(top);
-  if (highest == -__builtin_inff()) {  // nothing visible so far
-    for (std::int64_t i = 0; i < kKeyBlock; i += kWidth) store(scores + i, V{});
-    return 1.0f;
+  Softmax() {
+    for (int r = 0; r < kLanes; ++r) max[r] = -__builtin_inff(), sum[r] = total[r] = 0;
   }
-  V total{};
-  for (std::int64_t i = 0; i < kKeyBlock; i += kWidth) {
-    const V e = exp(load(scores + i) - highest);
-    store(scores + i, e);
-    total += e;
+
+  /// Takes scores of a block, masked with -inf and still to be multiplied by `factor`, and leaves exp(score - max). In
+  /// three passes over the queries, so that none waits for the sums across the lanes of another.
+  void add(float (*scores)[kKeyBlock], std::int64_t count, float factor) {
+    for (std::int64_t r = 0; r < count; ++r) {
+      V top = broadcast(max[r]);
+      for (std::int64_t i = 0; i < kKeyBlock; i += kWidth) {
+        const V x = load(scores[r] + i) * factor;
+        store(scores[r] + i, x);
+        top = dsv2::cpu::DSV2_ISA::max(top, x);
+      }
+      before[r] = max[r];
+      max[r] = max_lane(top);
+    }
+    for (std::int64_t r = 0; r < count; ++r) {
+      const bool any = max[r] != -__builtin_inff();  // else nothing was visible so far
+      V sums{};
+      for (std::int64_t i = 0; i < kKeyBlock; i += kWidth) {
+        const V e = any ? exp(load(scores[r] + i) - max[r]) : V{};
+        store(scores[r] + i, e);
+        sums += e;
+      }
+      total[r] = dsv2::cpu::DSV2_ISA::sum(sums);
+      before[r] = any ? before[r] - max[r] : 0.0f;
+    }
+    for (std::int64_t r = 0; r < count; r += kWidth) {
+      const V s = exp(load(before + r));
+      store(scale + r, s);
+      store(sum + r, load(sum + r) * s + load(total + r));
+    }
   }
-  const float scale = r.max == highest ? 1.0f : exp(broadcast(r.max - highest))[0];
-  r.max = highest;
-  r.sum = r.sum * scale + sum(total);
-  return scale;
-}
+};
 
 // ------------------------------------------------------------------------------------------------ one query alone
 //
@@ -222,8 +238,7 @@ struct Streamed<std::int8_t> {
 };
 #endif
 
-/// scores[t - begin] = scale * q.k for the keys begin..end-1, as many as there are in a block; up to kStreamed - 1
-/// beyond are written.
+/// scores[t - begin] = q.k for the keys begin..end-1, as many as there are in a block. A whole block is written.
 template <class K1, class K2, class Each>
 void stream_scores(const AttentionParams& p, const Query& q, const Streamed<K1>& q1, const Streamed<K2>& q2,
                    std::int64_t begin, std::int64_t end, float* scores, Each each) {
@@ -250,7 +265,6 @@ void stream_scores(const AttentionParams& p, const Query& q, const Streamed<K1>&
     float* to = scores + (t - begin);
     sum4(acc[0], acc[1], acc[2], acc[3], to);
     sum4(acc[4], acc[5], acc[6], acc[7], to + 4);
-    for (int n = 0; n < kStreamed; ++n) to[n] *= p.scale;
   }
 }
 
@@ -271,8 +285,8 @@ void stream_values(const AttentionParams& p, const T* v, std::int64_t keys, cons
 
 template <class K1, class K2, class T>
 void attend_one(const AttentionParams& p, const Query& q) {
-  alignas(64) float scores[kKeyBlock + kStreamed];
-  Running running{-__builtin_inff(), 0.0f};
+  alignas(64) float scores[1][kKeyBlock];
+  Softmax<1> softmax;
   float* out = p.out + ((q.b * p.tokens + q.s) * p.heads + q.h) * p.dv;
   for (std::int64_t i = 0; i < p.dv; ++i) out[i] = 0;
   const std::int64_t head = q.h / (p.heads / p.key_heads), end = key_end(p, q);
@@ -281,13 +295,15 @@ void attend_one(const AttentionParams& p, const Query& q) {
   for (std::int64_t t = 0; t < end; t += kKeyBlock) {
     const std::int64_t block_end = t + kKeyBlock < end ? t + kKeyBlock : end;
     const T* v = key_row<T>(p.v, q.b, head, t);
-    stream_scores<K1, K2>(p, q, q1, q2, t, block_end, scores,
+    stream_scores<K1, K2>(p, q, q1, q2, t, block_end, scores[0],
                           [&](std::int64_t n) { prefetch(v + (n - t) * p.v.row_stride, p.dv); });
-    mask_scores(p, q, t, block_end, scores);
-    const float scale = exponentiate(scores, running);
+    mask_scores(p, q, t, block_end, scores[0]);
+    softmax.add(scores, 1, p.scale);
+    float* const weights = scores[0];
+    const float scale = softmax.scale[0];
     if constexpr (sizeof(T) == 1) {
       const std::uint16_t* scales = scales_from(p.v, q.b, head, t);
-      for (std::int64_t i = 0; i < block_end - t; ++i) scores[i] *= widen(scales[i]);
+      for (std::int64_t i = 0; i < block_end - t; ++i) weights[i] *= widen(scales[i]);
     }
     const K1* next = key_row<K1>(p.k1, q.b, head, t + kKeyBlock);
     const std::int64_t following = end - t - kKeyBlock;  // keys of the blocks to come
@@ -299,18 +315,18 @@ void attend_one(const AttentionParams& p, const Query& q) {
     std::int64_t i = 0;
     for (; i + kVectors * kWidth <= p.dv; i += kVectors * kWidth) {
       if (i == 0)
-        stream_values<kVectors>(p, v, block_end - t, scores, scale, i, out, fetch);
+        stream_values<kVectors>(p, v, block_end - t, weights, scale, i, out, fetch);
       else
-        stream_values<kVectors>(p, v, block_end - t, scores, scale, i, out, nothing);
+        stream_values<kVectors>(p, v, block_end - t, weights, scale, i, out, nothing);
     }
-    for (; i + kWidth <= p.dv; i += kWidth) stream_values<1>(p, v, block_end - t, scores, scale, i, out, nothing);
+    for (; i + kWidth <= p.dv; i += kWidth) stream_values<1>(p, v, block_end - t, weights, scale, i, out, nothing);
     if (i == p.dv) continue;
     V acc = load(out + i, p.dv - i) * scale;
     for (std::int64_t n = 0; n < block_end - t; ++n)
-      acc = fma(broadcast(scores[n]), load(v + n * p.v.row_stride + i, p.dv - i), acc);
+      acc = fma(broadcast(weights[n]), load(v + n * p.v.row_stride + i, p.dv - i), acc);
     store(out + i, acc, p.dv - i);
   }
-  for (std::int64_t i = 0; i < p.dv; ++i) out[i] /= running.sum;
+  for (std::int64_t i = 0; i < p.dv; ++i) out[i] /= softmax.sum[0];
 }
 
 // ------------------------------------------------------------------------------------------ a block of queries
@@ -426,6 +442,7 @@ struct Scratch {
   alignas(64) float scores[kQueryBlock][kKeyBlock];
   alignas(64) typename A::Weight weights[kQueryBlock][kKeyBlock];
   alignas(64) V values[kKeyBlock / A::kKeys][kTileVectors];
+  std::int64_t visible[kQueryBlock];  // keys from here on are masked for all queries of the tile that starts here
 };
 static_assert(kTileKeys * (kMaxAttentionWidth + 4 * kWidth) <= Scratch<Exact>::kElements);
 
@@ -444,8 +461,8 @@ void copy_row(const T1* first, float scale1, std::int64_t d1, const T2* second, 
   for (std::int64_t i = filled; i < width; ++i) to[i] = 0;
 }
 
-/// scores[r][t - begin] = scale * q.k for every query of the block and the keys begin..end-1; up to kTileKeys - 1 keys
-/// beyond are written.
+/// scores[r][t - begin] = q.k for every query of the block and the keys begin..end-1 that its tile may see; up to
+/// kTileKeys - 1 keys beyond are written.
 template <class A, class K1, class K2>
 void block_scores(const AttentionParams& p, const Query& any, std::int64_t count, std::int64_t begin, std::int64_t end,
                   Scratch<A>& s) {
@@ -462,15 +479,15 @@ void block_scores(const AttentionParams& p, const Query& any, std::int64_t count
                   s.keys + n * width);
     }
     for (std::int64_t r = 0; r < count; r += kTileRows) {
+      const std::int64_t seen = s.visible[r] - first < tiled ? s.visible[r] - first : tiled;
       with_count<kTileRows>(count - r < kTileRows ? count - r : kTileRows, [&]<int M>() {
-        for (std::int64_t n = 0; n < tiled; n += kTileKeys) {
+        for (std::int64_t n = 0; n < seen; n += kTileKeys) {
           V acc[M][kTileKeys] = {};
           const auto *q = s.queries + r * width, *k = s.keys + n * width;
           for (std::int64_t i = 0; i < width; i += A::kStep) A::template step<M, kTileKeys>(q + i, k + i, width, acc);
           for (int m = 0; m < M; ++m) {
             float* to = s.scores[r + m] + (first - begin) + n;
             sum4(acc[m][0], acc[m][1], acc[m][2], acc[m][3], to);
-            for (int j = 0; j < kTileKeys; ++j) to[j] *= p.scale;
           }
         }
       });
@@ -480,8 +497,8 @@ void block_scores(const AttentionParams& p, const Query& any, std::int64_t count
 
 /// out[r] = out[r] * scale[r] + sum over t of weights[r][t] v[t].
 template <class A, class T>
-void block_values(const AttentionParams& p, const T* v, std::int64_t keys, std::int64_t count, const float* scale,
-                  float* const* out, Scratch<A>& s) {
+void block_values(const AttentionParams& p, const T* v, std::int64_t begin, std::int64_t keys, std::int64_t count,
+                  const float* scale, float* const* out, Scratch<A>& s) {
   for (std::int64_t column = 0; column < p.dv; column += kColumns) {
     const std::int64_t columns = p.dv - column < kColumns ? p.dv - column : kColumns;
     const std::int64_t vectors = (columns + kWidth - 1) / kWidth, last = columns - (vectors - 1) * kWidth;
@@ -491,6 +508,7 @@ void block_values(const AttentionParams& p, const T* v, std::int64_t keys, std::
                                                   t + 1 < keys ? p.v.row_stride : 0, j + 1 < vectors ? kWidth : last);
     with_count<kTileVectors>(vectors, [&]<int N>() {
       for (std::int64_t r = 0; r < count; r += kTileRows) {
+        const std::int64_t seen = s.visible[r] - begin < keys ? s.visible[r] - begin : keys;
         with_count<kTileRows>(count - r < kTileRows ? count - r : kTileRows, [&]<int M>() {
           V acc[M][N];
           for (int m = 0; m < M; ++m) {
@@ -499,7 +517,7 @@ void block_values(const AttentionParams& p, const T* v, std::int64_t keys, std::
             const float* end = from + (N - 1) * kWidth;
             acc[m][N - 1] = (last < kWidth ? load(end, last) : load(end)) * scale[r + m];
           }
-          for (std::int64_t t = 0; t < keys; t += A::kKeys)
+          for (std::int64_t t = 0; t < seen; t += A::kKeys)
             for (int m = 0; m < M; ++m)
               for (int j = 0; j < N; ++j)
                 acc[m][j] = A::multiply_add(&s.weights[r + m][t], s.values[t / A::kKeys][j], acc[m][j]);
@@ -518,36 +536,38 @@ void block_values(const AttentionParams& p, const T* v, std::int64_t keys, std::
 template <class A, class K1, class K2, class T>
 void attend_block(const AttentionParams& p, const Query* queries, std::int64_t count) {
   Scratch<A> s;
-  Running running[kQueryBlock];
+  Softmax<kQueryBlock> softmax;
   float* out[kQueryBlock];
   std::int64_t end = 0;
   const std::int64_t width = row_width<A>(p);
   for (std::int64_t r = 0; r < count; ++r) {
     const Query& q = queries[r];
-    running[r] = {-__builtin_inff(), 0.0f};
     out[r] = p.out + ((q.b * p.tokens + q.s) * p.heads + q.h) * p.dv;
     for (std::int64_t i = 0; i < p.dv; ++i) out[r][i] = 0;
     end = key_end(p, q) > end ? key_end(p, q) : end;
     copy_row<A>(q1_row(p, q), 1.0f, p.d1, p.d2 ? q2_row(p, q) : nullptr, 1.0f, p.d2, width, s.queries + r * width);
   }
+  for (std::int64_t r = 0; r < count; ++r) {
+    const std::int64_t first = r - r % kTileRows, seen = key_end(p, queries[r]);
+    s.visible[first] = r == first || seen > s.visible[first] ? seen : s.visible[first];
+  }
   const std::int64_t b = queries[0].b, head = queries[0].h / (p.heads / p.key_heads);
   for (std::int64_t t = 0; t < end; t += kKeyBlock) {
     const std::int64_t block_end = t + kKeyBlock < end ? t + kKeyBlock : end;
-    float scale[kQueryBlock];
     block_scores<A, K1, K2>(p, queries[0], count, t, block_end, s);
+    for (std::int64_t r = 0; r < count; ++r) mask_scores(p, queries[r], t, block_end, s.scores[r]);
+    softmax.add(s.scores, count, p.scale);
     for (std::int64_t r = 0; r < count; ++r) {
-      mask_scores(p, queries[r], t, block_end, s.scores[r]);
-      scale[r] = exponentiate(s.scores[r], running[r]);
       if constexpr (sizeof(T) == 1) {
         const std::uint16_t* scales = scales_from(p.v, b, head, t);
         for (std::int64_t i = 0; i < block_end - t; ++i) s.scores[r][i] *= widen(scales[i]);
       }
       A::weigh(s.scores[r], s.weights[r]);
     }
-    block_values<A>(p, key_row<T>(p.v, b, head, t), block_end - t, count, scale, out, s);
+    block_values<A>(p, key_row<T>(p.v, b, head, t), t, block_end - t, count, softmax.scale, out, s);
   }
   for (std::int64_t r = 0; r < count; ++r)
-    for (std::int64_t i = 0; i < p.dv; ++i) out[r][i] /= running[r].sum;
+    for (std::int64_t i = 0; i < p.dv; ++i) out[r][i] /= softmax.sum[r];
 }
 
 /// Calls f with the element types of k1, k2 and v.
@@ -600,25 +620,25 @@ void attention_probabilities(const AttentionParams& p, Range items) {
   for (std::int64_t i = items.begin; i < items.end; ++i) {
     const Query q{i / p.tokens / p.heads, i % p.tokens, i / p.tokens % p.heads};
     float* out = p.out + i * p.total;
-    Running running{-__builtin_inff(), 0.0f};
+    Softmax<1> softmax;
     // Twice over the keys, so that a row needs no scratch: first the maximum and the sum, then the probabilities.
     for (int pass = 0; pass < 2; ++pass) {
       for (std::int64_t t = 0; t < p.total; t += kKeyBlock) {
-        alignas(64) float scores[kKeyBlock + kStreamed];
+        alignas(64) float scores[1][kKeyBlock];
         const std::int64_t count = p.total - t < kKeyBlock ? p.total - t : kKeyBlock;
         with_storage(p, [&]<class K1, class K2, class>() {
           const Streamed<K1> q1(q1_row(p, q), p.d1, p.rounds);
           const Streamed<K2> q2(p.d2 ? q2_row(p, q) : nullptr, p.d2, p.rounds);
-          stream_scores<K1, K2>(p, q, q1, q2, t, t + count, scores, [](std::int64_t) {});
+          stream_scores<K1, K2>(p, q, q1, q2, t, t + count, scores[0], [](std::int64_t) {});
         });
-        mask_scores(p, q, t, t + count, scores);
+        mask_scores(p, q, t, t + count, scores[0]);
         if (pass == 0) {
-          exponentiate(scores, running);
+          softmax.add(scores, 1, p.scale);
           continue;
         }
         for (std::int64_t j = 0; j < kKeyBlock; j += kWidth)
-          store(scores + j, exp(load(scores + j) - running.max) / running.sum);
-        __builtin_memcpy(out + t, scores, static_cast<std::size_t>(count) * sizeof *out);
+          store(scores[0] + j, exp(load(scores[0] + j) * p.scale - softmax.max[0]) / softmax.sum[0]);
+        __builtin_memcpy(out + t, scores[0], static_cast<std::size_t>(count) * sizeof *out);
       }
     }
   }

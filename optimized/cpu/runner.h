@@ -35,7 +35,7 @@ class Runner {
   /// Blocks of queries as large as leave every thread one.
   void attention(AttentionParams p) const {
     const std::int64_t queries = p.tokens * p.heads / p.key_heads, heads = p.batch * p.key_heads;
-    const std::int64_t blocks = std::min<std::int64_t>((threads_ + heads - 1) / heads, queries);
+    const std::int64_t blocks = std::min<std::int64_t>((team_->threads() + heads - 1) / heads, queries);
     p.query_block = std::min(kQueryBlock, (queries + blocks - 1) / blocks);
     run(kernels_.attention, p, attention_items(p), p.query_block * p.total * (p.d1 + p.d2 + p.dv), 1,
         p.tokens > 1 ? Split::on_demand : Split::even);

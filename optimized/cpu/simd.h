@@ -48,6 +48,8 @@ inline V load(const std::int8_t* p) {
   __builtin_memcpy(&b, p, sizeof b);
 #if defined(__AVX512F__)
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)b));
+#elif defined(__AVX2__)
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(__builtin_bit_cast(long long, b))));
 #else
   return __builtin_convertvector(b, V);
 #endif
