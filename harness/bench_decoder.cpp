@@ -124,13 +124,8 @@ class DecoderBench::Work {
 
   Record prefill() {
     const std::int64_t B = row_.batch, S = *row_.prompt, tail = std::min<std::int64_t>(S, kCheckedTokens);
-    OwnedInput input;
-    for (int draw = 0; draw <= kRedraws; ++draw) {
-      input = tokens_.next(B, S);
-      if (check_prefill(input, tail)) break;
-    }
-    judge_prefill(first_, tail);
-    first_ = {};
+    OwnedInput input = tokens_.next(B, S);
+    for (int draw = 0; !check_prefill(input, tail, draw < kRedraws); ++draw) input = tokens_.next(B, S);
     std::unique_ptr<KvCache> cache;
     OwnedInput fresh;
     ForwardOutput out;
@@ -227,16 +222,16 @@ class DecoderBench::Work {
     kept.push_back(std::move(step));
   }
 
-  /// Runs the tested decoder on all of `input` and the oracle on its last tokens, from the tested cache.
-  /// False when rounding sent all of those to other experts, so that they prove nothing.
-  bool check_prefill(OwnedInput& input, std::int64_t tail) {
+  /// Runs the tested decoder on all of `input` and the oracle on its last tokens, from the tested cache. False, and
+  /// nothing judged, with `may_redraw`, when rounding sent every one of them to other experts.
+  bool check_prefill(OwnedInput& input, std::int64_t tail, bool may_redraw) {
     const std::int64_t B = row_.batch, S = *row_.prompt;
     const auto cache = decoder_.make_cache(B, S);
     RecordingSink routes(is_router_tap), right_routes(is_router_tap);
     input.input.cache = cache.get();
     input.input.logits = Logits::last;
     input.input.taps = &routes;
-    first_ = decoder_.forward(input.input);
+    const ForwardOutput got = decoder_.forward(input.input);
     input.input.taps = nullptr;
     distinct_ = distinct_experts(routes);
     record_.kv_bytes = cache->bytes();
@@ -249,7 +244,10 @@ class DecoderBench::Work {
     last.input.taps = &right_routes;
     right_ = bench_.oracle_->forward(last.input);
     same_experts_ = same_routes(routes, right_routes, B, S, tail);
-    return std::find(same_experts_.begin(), same_experts_.end(), true) != same_experts_.end();
+    const bool any = std::find(same_experts_.begin(), same_experts_.end(), true) != same_experts_.end();
+    if (!any && may_redraw && low_precision()) return false;
+    judge_prefill(got, tail);
+    return true;
   }
 
   /// The same input without taps, the way it was timed.
@@ -432,7 +430,6 @@ class DecoderBench::Work {
   TokenSource tokens_;
   Record record_;
   std::optional<double> distinct_;
-  ForwardOutput first_;     ///< prefill: the tested decoder's, while it is checked
   ForwardOutput right_;     ///< prefill: the oracle's, of the last tokens
   Selection same_experts_;  ///< rows that can be compared with the oracle
   Comparison finite_;       ///< over all timed runs

@@ -670,7 +670,11 @@ ForwardOutput CpuDecoder::forward(const ForwardInput& input) {
   return out;
 }
 
-std::optional<std::string> unsupported(const Config&, const Options& options) {
+std::optional<std::string> unsupported(const Config& config, const Options& options) {
+  std::int64_t width = config.qk_head_dim();
+  if (config.use_mla) width = std::max(width, config.kv_lora_rank + config.qk_rope_head_dim);
+  if (width > kMaxAttentionWidth)
+    return concat("width of a key: expected at most ", kMaxAttentionWidth, ", found ", width);
   if (options.dtype != DType::f32 && options.dtype != DType::bf16 && !is_quantised(options.dtype))
     return concat("dtype: expected f32, bf16, int8 or int4, found ", name(options.dtype));
   if (options.kv_dtype != DType::f32 && options.kv_dtype != DType::bf16 && options.kv_dtype != DType::i8)
