@@ -408,7 +408,7 @@ TEST_F(Bisect, NamesTheFaultsOfAnInt8Cache) {
   for (const char* preset : {"tiny-mha", "tiny-mla"}) {
     const BisectWork work = work_of(preset);
     for (const Fault& fault : faults()) {
-      if (!fault.of_int8_cache) continue;
+      if (fault.where != Where::int8_cache) continue;
       SCOPED_TRACE(concat(preset, ": ", fault.op, ": ", fault.name));
       cpu::Kernels wrong = kernels_;
       fault.inject(wrong);
@@ -418,7 +418,7 @@ TEST_F(Bisect, NamesTheFaultsOfAnInt8Cache) {
       found.insert(fault.name);
     }
   }
-  for (const Fault& fault : faults()) EXPECT_EQ(found.contains(fault.name), fault.of_int8_cache) << fault.name;
+  for (const Fault& fault : faults()) EXPECT_EQ(found.contains(fault.name), fault.where == Where::int8_cache) << fault.name;
 }
 
 TEST_F(Bisect, TheLineNamesOpIndexCallAndValues) {
