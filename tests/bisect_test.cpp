@@ -418,7 +418,8 @@ TEST_F(Bisect, NamesTheFaultsOfAnInt8Cache) {
       found.insert(fault.name);
     }
   }
-  for (const Fault& fault : faults()) EXPECT_EQ(found.contains(fault.name), fault.where == Where::int8_cache) << fault.name;
+  for (const Fault& fault : faults())
+    EXPECT_EQ(found.contains(fault.name), fault.where == Where::int8_cache) << fault.name;
 }
 
 TEST_F(Bisect, TheLineNamesOpIndexCallAndValues) {
