@@ -86,6 +86,10 @@ Comparison failed(std::string name, std::string reason) {
 
 }  // namespace
 
+std::int64_t context_of(const DecoderRow& row, std::int64_t generate) {
+  return row.prompt ? *row.prompt : row.depth + generate + 1;
+}
+
 std::string decoder_row_name(const std::string& model, const DecoderRow& row, bool name_threads, bool cold) {
   return concat(model, row.prompt ? "/prefill/" : "/decode/", row.backend->name, "/", dsv2::name(row.options.dtype),
                 "/kv_", dsv2::name(row.options.kv_dtype), "/b", row.batch,
@@ -153,7 +157,7 @@ class DecoderBench::Work {
 
   Record decode() {
     const std::int64_t B = row_.batch, depth = row_.depth, generate = bench_.bench_.generate;
-    const auto cache = decoder_.make_cache(B, depth + generate + 1);
+    const auto cache = decoder_.make_cache(B, context_of(row_, generate));
     if (depth > 0) {
       OwnedInput fill = tokens_.next(B, depth);
       fill.input.cache = cache.get();
@@ -364,6 +368,8 @@ class DecoderBench::Work {
     record_.bytes = c.bytes;
     record_.tokens = static_cast<double>(row_.batch * S);
     record_.conditions = beside_.finish();
+    record_.predicted_memory = memory_needs(bench_.config_, bench_.backend_, bench_.stored_, bench_.options_,
+                                            row_.batch, context_of(row_, bench_.bench_.generate));
     record_.resident_memory_bytes = resident_memory_bytes();
     record_.peak_memory_bytes = peak_memory_bytes();
     if (record_.samples_ns.empty()) return;

@@ -33,6 +33,8 @@ struct DecoderRow {
   std::optional<std::int64_t> prompt = {};  ///< S of a prefill; a decode row has none
   std::int64_t depth = 0;                   ///< tokens in the cache when decoding starts
 };
+/// Keys of one sequence, at most: what the row's cache is made for.
+std::int64_t context_of(const DecoderRow& row, std::int64_t generate);
 /// "tiny-mla/decode/cpu/bf16/kv_bf16/b1/d512", then "/t2" with `name_threads` and "/cold" for cold caches.
 std::string decoder_row_name(const std::string& model, const DecoderRow& row, bool name_threads, bool cold);
 

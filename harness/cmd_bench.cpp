@@ -10,6 +10,7 @@
 #include "harness/blocks.h"
 #include "harness/command.h"
 #include "harness/flags.h"
+#include "harness/memory_needs.h"
 #include "harness/outputs.h"
 #include "harness/pinning.h"
 #include "harness/ranges.h"
@@ -125,6 +126,22 @@ void print_table(const Report& report, std::ostream& out) {
     if (r.status != Status::passed) out << '\n' << name(r.status) << ": " << r.name << "\n  " << r.reason << '\n';
 }
 
+/// Of the row that needs most, of several groups.
+template <class Groups>
+MemoryNeeds largest_needs(const BenchFlags& flags, const Config& config, Groups from, Groups to) {
+  MemoryNeeds most;
+  for (auto group = from; group != to; ++group) {
+    if (group->backend->unsupported(config, group->options)) continue;
+    const DType stored = flags.model.stored_dtype(config, group->options.dtype);
+    for (const DecoderRow& row : group->rows) {
+      const MemoryNeeds needs =
+          memory_needs(config, *group->backend, stored, group->options, row.batch, context_of(row, flags.generate));
+      if (needs.total() > most.total()) most = needs;
+    }
+  }
+  return most;
+}
+
 /// Measures the rows of every group, in each of several passes over the groups of one dtype, so that between the
 /// blocks of a row lie all the others: a machine that slowly changes its speed shows.
 void measure_all(const BenchFlags& flags, const Config& config, const std::vector<Group>& groups,
@@ -138,6 +155,7 @@ void measure_all(const BenchFlags& flags, const Config& config, const std::vecto
   for (auto from = groups.begin(); from != groups.end();) {
     const auto to =
         std::find_if(from, groups.end(), [&](const Group& g) { return g.options.dtype != from->options.dtype; });
+    require_memory(largest_needs(flags, config, from, to), flags.model.label());
     std::vector<std::vector<Record>> blocks;  // of each row
     std::shared_ptr<const Weights> weights;
     for (int block = 0; block < block_total; ++block) {
@@ -293,7 +311,9 @@ void add_bench(CLI::App& app, ExitCode& code) {
   flags->model.add_to(*sub);
   flags->backend.add_to(*sub, "cpu");
   sub->add_option("--dtype", flags->dtypes,
-                  "Of matrices and their arithmetic: f32, bf16 (default bf16; with --op: all)")
+                  "Of matrices and their arithmetic: f32, bf16, int8, int4 (default: what a quantised checkpoint has, "
+                  "else bf16; "
+                  "with --op: all)")
       ->delimiter(',')
       ->allow_extra_args(false);
   CLI::Option* op = sub->add_option("--op", flags->ops,

@@ -1,9 +1,11 @@
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <iostream>
 
 #include "harness/command.h"
 #include "harness/flags.h"
 #include "harness/generate.h"
+#include "harness/memory_needs.h"
 #include "harness/report.h"
 #include "harness/statistics.h"
 #include "harness/table.h"
@@ -39,6 +41,10 @@ int run(const GenerateFlags& flags) {
   };
   OwnedInput input;
   input.set("input_ids", Tensor::from<std::int64_t>(prompt, {1, static_cast<std::int64_t>(prompt.size())}));
+  require_memory(
+      memory_needs(config, backend, flags.model.stored_dtype(config, options.dtype), options, 1,
+                   static_cast<std::int64_t>(prompt.size()) + std::max<std::int64_t>(flags.max_new_tokens, 0)),
+      flags.model.label());
   const auto decoder = backend.create(config, flags.model.weights(config, options.dtype), options);
   validate_input(input.input, config);
   const Generation g = generate(*decoder, std::move(input), wish);

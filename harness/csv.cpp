@@ -38,6 +38,7 @@ constexpr Column kColumns[] = {
     {"bytes_kv", Of::record, "/bytes/kv"},
     {"bytes_activations", Of::record, "/bytes/activations"},
     {"kv_bytes", Of::record, "/kv_bytes"},
+    {"predicted_memory_bytes", Of::record, "/predicted_memory_bytes/total"},
     {"resident_memory_bytes", Of::record, "/resident_memory_bytes"},
     {"peak_memory_bytes", Of::record, "/peak_memory_bytes"},
     {"samples", Of::record, "/samples_ns"},

@@ -121,6 +121,12 @@ std::shared_ptr<const Weights> ModelFlags::weights(const Config& config, DType d
                          [&](std::int64_t done, std::int64_t total) { progress.show(done, total, "tensors"); });
 }
 
+DType ModelFlags::stored_dtype(const Config& config, DType dtype) const {
+  if (model_.empty()) return dtype;
+  const DType stored = Checkpoint(model_).matrix_dtype(config);
+  return dtype == DType::f32 || is_quantised(stored) ? stored : dtype;
+}
+
 std::string ModelFlags::label() const {
   if (model_.empty()) return preset_;
   const auto path = std::filesystem::absolute(model_).lexically_normal();

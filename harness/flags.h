@@ -50,6 +50,8 @@ class ModelFlags {
                                   std::string_view otherwise) const;
   /// The checkpoint, or weights drawn in `dtype`; rounded to it where it is lower than what is stored.
   std::shared_ptr<const Weights> weights(const Config& config, DType dtype) const;
+  /// What weights(config, dtype) are going to be stored in.
+  DType stored_dtype(const Config& config, DType dtype) const;
   std::string label() const;  ///< the preset's name, or the folder's
   bool random() const { return model_.empty(); }
   std::uint64_t seed() const { return seed_; }

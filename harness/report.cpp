@@ -144,6 +144,7 @@ Json Record::to_json() const {
   j["flops"] = value_or_null(flops);
   j["bytes"] = bytes ? bytes_json(*bytes) : Json(nullptr);
   j["kv_bytes"] = value_or_null(kv_bytes);
+  j["predicted_memory_bytes"] = predicted_memory ? predicted_memory->to_json() : Json(nullptr);
   j["resident_memory_bytes"] = value_or_null(resident_memory_bytes);
   j["peak_memory_bytes"] = value_or_null(peak_memory_bytes);
   j["allocator_peak_bytes"] = value_or_null(allocator_peak_bytes);

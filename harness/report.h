@@ -15,6 +15,7 @@
 #include "harness/compare.h"
 #include "harness/json.h"
 #include "harness/machine.h"
+#include "harness/memory_needs.h"
 #include "harness/statistics.h"
 #include "harness/timing.h"
 #include "model/cost.h"
@@ -79,6 +80,7 @@ struct Record {
   std::optional<double> flops;  ///< of one sample
   std::optional<Bytes> bytes;   ///< of one sample
   std::optional<std::int64_t> kv_bytes, resident_memory_bytes, peak_memory_bytes;
+  std::optional<MemoryNeeds> predicted_memory;       ///< of weights and cache, to hold against the resident memory
   std::optional<std::int64_t> allocator_peak_bytes;  ///< highest allocator_bytes() seen after a timed run
   std::optional<double> tokens;                      ///< processed by one sample, over the batch
   std::vector<std::int64_t> samples_ns;

@@ -153,10 +153,13 @@ Checkpoint::Found Checkpoint::find(const std::string& name, const Shape& shape) 
   fail(source_, ": tensor ", name, ": expected shape ", to_string(shape), ", found no such tensor");
 }
 
-std::optional<DType> Checkpoint::quantised_dtype(const Config& config) const {
-  if (!quantised_) return std::nullopt;
+DType Checkpoint::matrix_dtype(const Config& config) const {
   const Shape shape = {config.hidden_size, config.num_attention_heads * config.value_head_dim()};
-  const DType dtype = find("model.layers.0.self_attn.o_proj.weight", shape).dtype;
+  return find("model.layers.0.self_attn.o_proj.weight", shape).dtype;
+}
+
+std::optional<DType> Checkpoint::quantised_dtype(const Config& config) const {
+  const DType dtype = matrix_dtype(config);
   return is_quantised(dtype) ? std::optional(dtype) : std::nullopt;
 }
 

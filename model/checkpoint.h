@@ -64,7 +64,9 @@ class Checkpoint {
 
   const std::vector<std::shared_ptr<const SafetensorsFile>>& files() const { return files_; }
   bool quantised() const { return quantised_; }  ///< are its files?
-  /// What its layers' matrices are stored in, where that is i8 or i4 (lm_head may differ).
+  /// What its layers' matrices are stored in (lm_head and embeddings may differ).
+  DType matrix_dtype(const Config& config) const;
+  /// The same where that is i8 or i4.
   std::optional<DType> quantised_dtype(const Config& config) const;
   /// Throws Error unless there is a tensor for every layer and expert: before memory is taken for those of a config
   /// that claims millions.

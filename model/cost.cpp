@@ -247,9 +247,9 @@ Cost price(const Config& c, const Workload& w, MlaForm form) {
   total.kv_bytes_per_token = static_cast<double>(kv_bytes_per_token(c, w.kv_dtype));
   total.kv_bytes = static_cast<double>(w.batch) * static_cast<double>(w.context) * total.kv_bytes_per_token;
   for_each_tensor_shape(c, [&](const std::string& name, const Shape& shape, std::int64_t layers) {
-    const bool matrix = shape.size() == 2 && !name.ends_with(".gate.weight");
-    total.weight_bytes +=
-        static_cast<double>(layers * element_count(shape)) * (matrix ? matrix_bytes(w.dtype) : vector_bytes(w.dtype));
+    const double each = is_kept(name, shape) ? static_cast<double>(element_count(shape)) * vector_bytes(w.dtype)
+                                             : static_cast<double>(array_bytes(w.dtype, shape));
+    total.weight_bytes += static_cast<double>(layers) * each;
   });
   return total;
 }

@@ -95,6 +95,8 @@ struct Backend {
                                             const Options&);  ///< why it lacks this; nullopt: it does not
   std::unique_ptr<Decoder> (*create)(const Config&, std::shared_ptr<const Weights>, const Options&);
   std::span<const OpKernel> (*ops)();  ///< what it can compute alone
+  /// Bytes of the copies that a decoder makes of weights whose matrices are stored in `stored`; null: it makes none.
+  std::int64_t (*copied_bytes)(const Config&, DType stored, const Options&) = nullptr;
 };
 
 /// A call as every backend sees it: checked, with the defaults filled in.

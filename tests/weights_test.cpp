@@ -495,6 +495,63 @@ TEST(Save, SaysWhereItCannotWrite) {
   EXPECT_NE(message.find("file"), std::string::npos) << message;
 }
 
+/// A system in a folder: its /proc/meminfo, the groups of a process, and files of groups.
+struct FakeSystem {
+  TemporaryFolder folder;
+  FakeSystem(std::int64_t available_kib, const std::string& groups) {
+    write("proc/meminfo", concat("MemTotal: 99999999 kB\nMemAvailable:   ", available_kib, " kB\n"));
+    write("proc/self/cgroup", groups);
+  }
+  void write(const std::string& file, const std::string& text) const {
+    std::filesystem::create_directories((folder / file).parent_path());
+    write_text_file(folder / file, text);
+  }
+  std::int64_t available() const { return available_memory_bytes(folder.path()).value(); }
+};
+
+TEST(Memory, IsWhatMeminfoSaysWithoutALimit) {
+  EXPECT_EQ(FakeSystem(1000, "0::/\n").available(), 1'024'000);
+  const FakeSystem v2(1000, "0::/a\n");
+  v2.write("sys/fs/cgroup/a/memory.max", "max\n");
+  v2.write("sys/fs/cgroup/a/memory.current", "5\n");
+  EXPECT_EQ(v2.available(), 1'024'000);
+  const FakeSystem v1(1000, "3:cpu:/b\n4:memory:/b\n0::/\n");
+  v1.write("sys/fs/cgroup/memory/b/memory.limit_in_bytes", "9223372036854771712\n");
+  v1.write("sys/fs/cgroup/memory/b/memory.usage_in_bytes", "5000\n");
+  EXPECT_EQ(v1.available(), 1'024'000);
+  EXPECT_EQ(available_memory_bytes(TemporaryFolder().path()), std::nullopt);
+}
+
+TEST(Memory, StopsAtTheLimitOfAGroup) {
+  const FakeSystem v2(1000, "0::/slice/a\n");
+  v2.write("sys/fs/cgroup/slice/a/memory.max", "500000\n");
+  v2.write("sys/fs/cgroup/slice/a/memory.current", "300000\n");
+  v2.write("sys/fs/cgroup/slice/a/memory.stat", "anon 1\ninactive_file 40000\nactive_file 10000\n");
+  EXPECT_EQ(v2.available(), 250'000) << "files that can be dropped are no use of memory";
+  v2.write("sys/fs/cgroup/slice/memory.max", "400000\n");
+  v2.write("sys/fs/cgroup/slice/memory.current", "390000\n");
+  EXPECT_EQ(v2.available(), 10'000) << "the groups above count too";
+  v2.write("sys/fs/cgroup/slice/memory.current", "410000\n");
+  EXPECT_EQ(v2.available(), 0);
+
+  const FakeSystem v1(1000, "5:cpu,memory:/x/y\n");
+  v1.write("sys/fs/cgroup/memory/memory.limit_in_bytes", "600000\n");  // a container: the group is the mount
+  v1.write("sys/fs/cgroup/memory/memory.usage_in_bytes", "100000\n");
+  v1.write("sys/fs/cgroup/memory/memory.stat", "inactive_file 7\ntotal_inactive_file 50000\ntotal_active_file 0\n");
+  EXPECT_EQ(v1.available(), 550'000);
+}
+
+TEST(Memory, SpellsOutTheSumThatDoesNotFit) {
+  if (!available_memory_bytes()) GTEST_SKIP() << "this system does not say";
+  const std::vector<MemoryPart> parts = {
+      {"weights", 3'000'000'000'000'000}, {"copies", 0}, {"the cache", 1'000'000'000'000'000}};
+  const auto message = message_of<Error>([&] { require_memory(parts, "a model"); });
+  EXPECT_EQ(message.find("a model: memory: expected at most "), 0u) << message;
+  EXPECT_NE(message.find("found 3e+06 GB for weights + 1e+06 GB for the cache = 4e+06 GB"), std::string::npos)
+      << message;
+  EXPECT_NO_THROW(require_memory(std::vector<MemoryPart>{{"weights", 1}}, "a model"));
+}
+
 TEST(Memory, IsAskedForFirst) {
   const auto available = available_memory_bytes();
   if (!available) GTEST_SKIP() << "this system does not say";

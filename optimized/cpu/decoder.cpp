@@ -682,6 +682,10 @@ std::optional<std::string> unsupported(const Config& config, const Options& opti
   return std::nullopt;
 }
 
+std::int64_t copied_bytes(const Config& config, DType stored, const Options& options) {
+  return PreparedWeights::copied_bytes(config, stored, row_rounding(options, *find_isa(options.isa).kernels));
+}
+
 std::unique_ptr<Decoder> create(const Config& config, std::shared_ptr<const Weights> weights, const Options& options) {
   return create_with_kernels(config, std::move(weights), options, *find_isa(options.isa).kernels);
 }
@@ -702,7 +706,8 @@ Backend backend() {
           .unavailable = [] { return std::optional<std::string>(); },
           .unsupported = unsupported,
           .create = create,
-          .ops = ops};
+          .ops = ops,
+          .copied_bytes = copied_bytes};
 }
 
 }  // namespace dsv2::cpu

@@ -153,4 +153,23 @@ std::int64_t PreparedWeights::copied_bytes() const {
   return sum;
 }
 
+std::int64_t PreparedWeights::copied_bytes(const Config& config, DType stored, RowRounding rounding) {
+  const bool tied = config.head == Head::causal_lm && config.tie_word_embeddings;
+  const Arithmetic arithmetic = arithmetic_of(stored, rounding);
+  const bool heads_begin_panels = config.qk_nope_head_dim % kPanel == 0 && config.v_head_dim % kPanel == 0;
+  std::int64_t sum = 0;
+  Weights shapes;
+  for_each_tensor(config, shapes, [&](const std::string& name, const Shape& shape, const TensorView&) {
+    if (shape.size() != 2 || (name == "model.embed_tokens.weight" && !tied)) return;
+    if (is_kept(name, shape)) {
+      sum += packed_matrix_bytes(Arithmetic::f32, shape[0], shape[1]);
+      return;
+    }
+    const bool as_stored = is_quantised(stored) && arithmetic != Arithmetic::f32 &&
+                           (heads_begin_panels || !name.ends_with(".kv_b_proj.weight"));
+    if (!as_stored) sum += packed_matrix_bytes(arithmetic, shape[0], shape[1]);
+  });
+  return sum;
+}
+
 }  // namespace dsv2::cpu

@@ -78,6 +78,8 @@ class PreparedWeights {
   std::vector<PreparedLayer> layers;
 
   std::int64_t copied_bytes() const;
+  /// The same before there are weights: of matrices stored in `stored`, their vectors in f32.
+  static std::int64_t copied_bytes(const Config& config, DType stored, RowRounding rounding);
 
  private:
   struct Pair {

@@ -1,0 +1,30 @@
+// What running a model takes, added up before anything is allocated.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+
+#include "harness/json.h"
+#include "model/config.h"
+#include "model/decoder.h"
+
+namespace dsv2::harness {
+
+/// In bytes. What a step needs besides (activations, tables) is left out: a few MB where weights are in the GB.
+struct MemoryNeeds {
+  std::int64_t weights =
+      0;                    ///< drawn, or mapped: pages of files count, since reading them again at each step is no use
+  std::int64_t copies = 0;  ///< that the backend makes of them
+  std::int64_t kv = 0;      ///< of `batch` sequences of `context` tokens
+  std::int64_t total() const { return weights + copies + kv; }
+  Json to_json() const;
+};
+
+/// Matrices stored in `stored`, run by `backend` under `options`.
+MemoryNeeds memory_needs(const Config& config, const Backend& backend, DType stored, const Options& options,
+                         std::int64_t batch, std::int64_t context);
+
+/// Throws Error naming `model` and spelling out the sum when it exceeds the memory that is available.
+void require_memory(const MemoryNeeds& needs, std::string_view model);
+
+}  // namespace dsv2::harness
