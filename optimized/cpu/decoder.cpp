@@ -116,6 +116,7 @@ class CpuDecoder final : public Decoder {
   void rope(const Step& step, const float* x, std::int64_t token_stride, std::int64_t head_stride, std::int64_t heads,
             float* y);
   void append(const Step& step, int part, const float* x);
+  const void* pack(const float* x, const std::int64_t* rows, std::int64_t count, const Matrix& matrix);
   const void* pack(const void* x, Storage storage, std::int64_t x_stride, const std::int64_t* rows, std::int64_t count,
                    std::int64_t width, Arithmetic arithmetic);
   void linear(const void* packed, std::int64_t rows, std::initializer_list<Product> products);
@@ -218,9 +219,13 @@ void CpuDecoder::append(const Step& step, int part, const float* x) {
                 step.rows);
 }
 
+/// Rows of x [., matrix.in] for the product with a matrix: row i, or the one that `rows` names.
+const void* CpuDecoder::pack(const float* x, const std::int64_t* rows, std::int64_t count, const Matrix& matrix) {
+  return pack(x, Storage::f32, matrix.in, rows, count, matrix.in, for_rows(matrix.arithmetic, count));
+}
+
 const void* CpuDecoder::pack(const void* x, Storage storage, std::int64_t x_stride, const std::int64_t* rows,
                              std::int64_t count, std::int64_t width, Arithmetic arithmetic) {
-  arithmetic = for_rows(arithmetic, count);
   float* y = packed_.get(count * packed_width(width));
   run_.pack({.x = x,
              .storage = storage,
@@ -305,8 +310,7 @@ void CpuDecoder::mha(const Step& step, const PreparedLayer& w) {
   const std::int64_t N = step.rows, H = config_.num_attention_heads, K = config_.num_key_value_heads;
   const std::int64_t d = config_.head_dim();
   float *q = q_.get(N * H * d), *k = k_.get(N * K * d), *v = v_.get(N * K * d);
-  const void* packed =
-      pack(hidden_.get(0), Storage::f32, config_.hidden_size, nullptr, N, config_.hidden_size, w.q_proj.arithmetic);
+  const void* packed = pack(hidden_.get(0), nullptr, N, w.q_proj);
   linear(packed, N, {{w.q_proj, q}, {w.k_proj, k}, {w.v_proj, v}});
   step.tap("self_attn.q_proj", q, H * d);
   step.tap("self_attn.k_proj", k, K * d);
@@ -329,12 +333,12 @@ void CpuDecoder::mha(const Step& step, const PreparedLayer& w) {
 }
 
 void CpuDecoder::mla(const Step& step, const PreparedLayer& w) {
-  const std::int64_t N = step.rows, D = config_.hidden_size, H = config_.num_attention_heads;
+  const std::int64_t N = step.rows, H = config_.num_attention_heads;
   const std::int64_t R = config_.kv_lora_rank, rope_dim = config_.qk_rope_head_dim, nope = config_.qk_nope_head_dim;
   const std::int64_t q_width = H * (nope + rope_dim);
   float *q = q_.get(N * q_width), *kv = k_.get(N * (R + rope_dim));
   const Matrix& kv_a = w.kv_a_proj_with_mqa;
-  const void* packed = pack(hidden_.get(0), Storage::f32, D, nullptr, N, D, kv_a.arithmetic);
+  const void* packed = pack(hidden_.get(0), nullptr, N, kv_a);
   if (config_.q_lora_rank) {
     const std::int64_t Q = *config_.q_lora_rank;
     float *low = q_low_.get(N * Q), *low_norm = q_low_norm_.get(N * Q);
@@ -342,7 +346,7 @@ void CpuDecoder::mla(const Step& step, const PreparedLayer& w) {
     step.tap("self_attn.q_a_proj", low, Q);
     rms_norm(low, Q, w.q_a_layernorm, kLatentNormEps, N, Q, low_norm);
     step.tap("self_attn.q_a_layernorm", low_norm, Q);
-    linear(pack(low_norm, Storage::f32, Q, nullptr, N, Q, w.q_b_proj.arithmetic), N, {{w.q_b_proj, q}});
+    linear(pack(low_norm, nullptr, N, w.q_b_proj), N, {{w.q_b_proj, q}});
     step.tap("self_attn.q_b_proj", q, q_width);
   } else {
     linear(packed, N, {{w.q_proj, q}, {kv_a, kv}});
@@ -392,7 +396,7 @@ void CpuDecoder::mla_absorbed(const Step& step, const PreparedLayer& w, const fl
   attend(step, p);
 
   // Each head's rows through its own W_uv.
-  const Arithmetic arithmetic = for_rows(w.kv_b_proj.arithmetic, N * H);
+  const Arithmetic arithmetic = for_rows(w.kv_b_proj.arithmetic, N);
   const auto packed = static_cast<const char*>(pack(latent_out, Storage::f32, R, nullptr, N * H, R, arithmetic));
   std::vector<LinearSegment>& segments = linear_segments_;
   segments.clear();
@@ -478,7 +482,7 @@ void CpuDecoder::attention_block(const Step& step, const PreparedLayer& w) {
     mha(step, w);
   float *attn = attn_.get(N * width), *out = block_out_.get(N * D);
   step.tap("self_attn.attn_output", attn, width);
-  linear(pack(attn, Storage::f32, width, nullptr, N, width, w.o_proj.arithmetic), N, {{w.o_proj, out}});
+  linear(pack(attn, nullptr, N, w.o_proj), N, {{w.o_proj, out}});
   step.tap("self_attn.o_proj", out, D);
   add(step, out);
   step.tap("self_attn.residual", step.x, D);
@@ -488,7 +492,7 @@ void CpuDecoder::route(const Step& step, const PreparedLayer& w) {
   const std::int64_t N = step.rows, D = config_.hidden_size, E = *config_.n_routed_experts;
   const std::int64_t k = config_.num_experts_per_tok;
   float* logits = gate_logits_.get(N * E);
-  linear(pack(hidden_.get(N * D), Storage::f32, D, nullptr, N, D, w.gate.arithmetic), N, {{w.gate, logits}});
+  linear(pack(hidden_.get(N * D), nullptr, N, w.gate), N, {{w.gate, logits}});
   if (step.sink) step.tap_as("mlp.gate.logits", logits, {N, E});
   std::int64_t* topk_idx = topk_idx_.get(N * k);
   float* topk_weight = topk_weight_.get(N * k);
@@ -574,7 +578,7 @@ void CpuDecoder::mlp_block(const Step& step, const PreparedLayer& w) {
                              .activation = config_.hidden_act,
                              .hidden = D,
                              .tokens = N,
-                             .x = pack(hidden, Storage::f32, D, nullptr, N, D, any.gate_proj.arithmetic),
+                             .x = pack(hidden, nullptr, N, any.gate_proj),
                              .y = out};
   run_.experts_act(params);
   if (dense && step.sink) {
@@ -600,7 +604,7 @@ void CpuDecoder::mlp_block(const Step& step, const PreparedLayer& w) {
 
 void CpuDecoder::head(const ForwardInput& input, const Call& call, const float* hidden, ForwardOutput& out) {
   if (call.logits == Logits::none) return;
-  const std::int64_t B = call.batch, S = call.tokens, D = config_.hidden_size;
+  const std::int64_t B = call.batch, S = call.tokens;
   const bool classify = config_.head == Head::sequence_classification;
   std::vector<std::int64_t> rows;
   Shape shape{B, S, config_.vocab_size};
@@ -612,8 +616,7 @@ void CpuDecoder::head(const ForwardInput& input, const Call& call, const float* 
   const std::int64_t count = rows.empty() ? B * S : B;
   out.logits = Tensor(DType::f32, shape);
   float* logits = out.logits.as<float>().data();
-  linear(pack(hidden, Storage::f32, D, rows.empty() ? nullptr : rows.data(), count, D, weights_.head.arithmetic), count,
-         {{weights_.head, logits}});
+  linear(pack(hidden, rows.empty() ? nullptr : rows.data(), count, weights_.head), count, {{weights_.head, logits}});
   if (input.taps) input.taps->tap(classify ? "score" : "lm_head", out.logits.view(), logits);
 }
 

@@ -251,7 +251,7 @@ Run mla_absorb(const Setup& s) {
   };
   Kept<const void*> w_uk;
   Kept<LinearSegment> segments;
-  const Arithmetic arithmetic = for_rows(stored, N * H);
+  const Arithmetic arithmetic = for_rows(stored, N);
   const std::int64_t row_bytes = packed_bytes(arithmetic, R);
   float *packed = packed_rows(s, N * H, R), *y = s.output<float>("y");
   for (std::int64_t h = 0; h < H; ++h) {

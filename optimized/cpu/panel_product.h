@@ -224,10 +224,11 @@ inline I broadcast_int(std::int32_t x) { return I{} + x; }
 #if defined(__AVX512VNNI__)
 constexpr int kIntSets = 3;  // high and low sums, and their float sums
 
-/// dot[m][p] = sum of x q over one group of every panel row.
-template <Arithmetic A, int M, int P>
-inline void group_dot(const IntRow (&x)[M], std::int64_t padded, const char* const (&block)[P], int group,
-                      std::int64_t column, I (&dot)[M][P][kVectors]) {
+/// dot[m][p] = sum of x q over one group of every panel row; meanwhile the same chunks of the blocks `ahead` are asked
+/// for.
+template <Arithmetic A, int M, int P, bool Prefetch>
+inline void group_dot(const IntRow (&x)[M], std::int64_t padded, const char* const (&block)[P],
+                      const char* const (&ahead)[P], int group, std::int64_t column, I (&dot)[M][P][kVectors]) {
   using Q = Quant<A>;
   __m512i high[M][P], low[M][P];
   for (int m = 0; m < M; ++m)
@@ -246,6 +247,8 @@ inline void group_dot(const IntRow (&x)[M], std::int64_t padded, const char* con
     }
   };
   for (int c = 0; c < Q::kChunks; ++c) {
+    if constexpr (Prefetch)
+      for (int p = 0; p < P; ++p) __builtin_prefetch(Q::chunk(ahead[p], group, c));
     __m512i w[P];
     for (int p = 0; p < P; ++p) w[p] = get_as<__m512i>(Q::chunk(block[p], group, c));
     const std::int64_t k = column + c * Q::kColumnsInChunk;
@@ -278,14 +281,16 @@ inline I multiply_pairs(U a, I b) {
 #endif
 }
 
-template <Arithmetic A, int M, int P>
-inline void group_dot(const IntRow (&x)[M], std::int64_t, const char* const (&block)[P], int group, std::int64_t column,
-                      I (&dot)[M][P][kVectors]) {
+template <Arithmetic A, int M, int P, bool Prefetch>
+inline void group_dot(const IntRow (&x)[M], std::int64_t, const char* const (&block)[P], const char* const (&ahead)[P],
+                      int group, std::int64_t column, I (&dot)[M][P][kVectors]) {
   using Q = Quant<A>;
   for (int m = 0; m < M; ++m)
     for (int p = 0; p < P; ++p)
       for (int v = 0; v < kVectors; ++v) dot[m][p][v] = broadcast_int(-Q::kOffset * x[m].sum[column / kQuantGroup]);
   for (int c = 0; c < Q::kChunks; ++c) {
+    if constexpr (Prefetch)
+      for (int p = 0; p < P; ++p) __builtin_prefetch(Q::chunk(ahead[p], group, c));
     U w[P][kVectors];
     for (int p = 0; p < P; ++p)
       for (int v = 0; v < kVectors; ++v)
@@ -321,20 +326,18 @@ inline void int_tile(const Rows& rows, const char* const* panels, const char* co
   for (int m = 0; m < M; ++m) x[m] = int_row(rows[m], padded);
   V acc[M][P][kVectors] = {};
   for (std::int64_t b = 0; b < blocks; ++b) {
-    const char* block[P];
-    for (int p = 0; p < P; ++p) block[p] = panels[p] + b * Q::kBytes;
-    if constexpr (Prefetch) {
-      constexpr std::int64_t kBlocksAhead = (kAhead + Q::kBytes - 1) / Q::kBytes;
-      for (int p = 0; p < P; ++p) {
-        const char* ahead = b + kBlocksAhead < blocks ? block[p] + kBlocksAhead * Q::kBytes
-                                                      : next[p] + (b + kBlocksAhead - blocks) * Q::kBytes;
-        for (std::int64_t i = 0; i < Q::kBytes; i += 64) __builtin_prefetch(ahead + i);
-      }
+    constexpr std::int64_t kBlocksAhead = (kAhead + Q::kBytes - 1) / Q::kBytes;
+    const char *block[P], *ahead[P];
+    for (int p = 0; p < P; ++p) {
+      block[p] = panels[p] + b * Q::kBytes;
+      ahead[p] = b + kBlocksAhead < blocks ? block[p] + kBlocksAhead * Q::kBytes
+                                           : next[p] + (b + kBlocksAhead - blocks) * Q::kBytes;
+      if constexpr (Prefetch) __builtin_prefetch(ahead[p]);
     }
     for (int group = 0; group < 2; ++group) {
       const std::int64_t column = b * kQuantBlock + group * kQuantGroup;
       I dot[M][P][kVectors];
-      group_dot<A, M, P>(x, padded, block, group, column, dot);
+      group_dot<A, M, P, Prefetch>(x, padded, block, ahead, group, column, dot);
       for (int p = 0; p < P; ++p)
         for (int v = 0; v < kVectors; ++v) {
           const V scale = Q::scales(block[p], group, v);
