@@ -128,13 +128,8 @@ class DecoderBench::Work {
 
   Record prefill() {
     const std::int64_t B = row_.batch, S = *row_.prompt, tail = std::min<std::int64_t>(S, kCheckedTokens);
-    OwnedInput input;
-    for (int draw = 0; draw <= kRedraws; ++draw) {
-      input = tokens_.next(B, S);
-      if (check_prefill(input, tail)) break;
-    }
-    judge_prefill(first_, tail);
-    first_ = {};
+    OwnedInput input = tokens_.next(B, S);
+    for (int draw = 0; !check_prefill(input, tail, draw < kRedraws); ++draw) input = tokens_.next(B, S);
     std::unique_ptr<KvCache> cache;
     OwnedInput fresh;
     ForwardOutput out;
@@ -231,16 +226,16 @@ class DecoderBench::Work {
     kept.push_back(std::move(step));
   }
 
-  /// Runs the tested decoder on all of `input` and the oracle on its last tokens, from the tested cache.
-  /// False when rounding sent all of those to other experts, so that they prove nothing.
-  bool check_prefill(OwnedInput& input, std::int64_t tail) {
+  /// Runs the tested decoder on all of `input` and the oracle on its last tokens, from the tested cache. False, and
+  /// nothing judged, with `may_redraw`, when rounding sent every one of them to other experts.
+  bool check_prefill(OwnedInput& input, std::int64_t tail, bool may_redraw) {
     const std::int64_t B = row_.batch, S = *row_.prompt;
     const auto cache = decoder_.make_cache(B, S);
     RecordingSink routes(is_router_tap), right_routes(is_router_tap);
     input.input.cache = cache.get();
     input.input.logits = Logits::last;
     input.input.taps = &routes;
-    first_ = decoder_.forward(input.input);
+    const ForwardOutput got = decoder_.forward(input.input);
     input.input.taps = nullptr;
     distinct_ = distinct_experts(routes);
     record_.kv_bytes = cache->bytes();
@@ -253,7 +248,10 @@ class DecoderBench::Work {
     last.input.taps = &right_routes;
     right_ = bench_.oracle_->forward(last.input);
     same_experts_ = same_routes(routes, right_routes, B, S, tail);
-    return std::find(same_experts_.begin(), same_experts_.end(), true) != same_experts_.end();
+    const bool any = std::find(same_experts_.begin(), same_experts_.end(), true) != same_experts_.end();
+    if (!any && may_redraw && low_precision()) return false;
+    judge_prefill(got, tail);
+    return true;
   }
 
   /// The same input without taps, the way it was timed.
@@ -280,15 +278,12 @@ class DecoderBench::Work {
     KvCache& cache = *step.input.cache;
     const auto right_cache =
         row_.depth > 0 ? bench_.oracle_->make_cache(cache.to_legacy()) : bench_.oracle_->make_cache(row_.batch, 1);
-    const Options& o = bench_.options_;
-    const auto kept = [](DType dtype) { return dtype == DType::f32 ? DType::f32 : DType::bf16; };
     RecordingSink everything;
     ForwardInput in = step.input;
     in.cache = right_cache.get();
     in.taps = &everything;
     Tensor right = std::move(bench_.oracle_->forward(in).logits);
-    ForcingSink alone(everything, bench_.config_, {kept(o.dtype), kept(o.kv_dtype)}, row_.depth + 1,
-                      bench_.weights_.get());
+    ForcingSink alone(everything, bench_.config_, precision_of(bench_.options_), row_.depth + 1, bench_.weights_.get());
     in.cache = &cache;
     in.taps = &alone;
     decoder_.forward(in);
@@ -441,7 +436,6 @@ class DecoderBench::Work {
   TokenSource tokens_;
   Record record_;
   std::optional<double> distinct_;
-  ForwardOutput first_;     ///< prefill: the tested decoder's, while it is checked
   ForwardOutput right_;     ///< prefill: the oracle's, of the last tokens
   Selection same_experts_;  ///< rows that can be compared with the oracle
   Comparison finite_;       ///< over all timed runs

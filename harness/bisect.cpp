@@ -64,7 +64,7 @@ class Bisector {
  public:
   Bisector(const BisectWork& work, const MakeDecoder& make, const Options& options)
       : work_(work),
-        stored_(options.dtype == DType::f32 ? DType::f32 : DType::bf16, options.kv_dtype),
+        stored_(precision_of(options)),
         weights_(options.dtype == DType::f32 ? work.weights
                                              : Weights::rounded(work.weights, work.config, options.dtype)),
         oracle_(reference::backend().create(work.config, weights_, Options{})),

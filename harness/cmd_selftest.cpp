@@ -28,15 +28,19 @@ struct SelftestFlags {
 
 constexpr int kThreads = 2;
 
+/// What a decoder is made for.
+struct Setting {
+  DType dtype, kv_dtype;
+};
+
 /// One model with random weights and two calls: a padded prefill of two sequences, then a decode step on its cache. The
 /// double reference's answers are kept, so that many kernels can be held against them.
 class Scenario {
  public:
-  Scenario(const std::string& preset, DType dtype, std::uint64_t seed)
-      : config_(Config::preset(preset)), dtype_(dtype) {
-    weights_ = Weights::random(config_, seed, dtype);
-    options_.dtype = dtype;
-    options_.kv_dtype = dtype;
+  Scenario(const std::string& preset, Setting setting, std::uint64_t seed) : config_(Config::preset(preset)) {
+    weights_ = Weights::random(config_, seed, setting.dtype);
+    options_.dtype = setting.dtype;
+    options_.kv_dtype = setting.kv_dtype;
     options_.threads = kThreads;
     const auto oracle = reference::backend().create(config_, weights_, options_);
     std::mt19937_64 engine(seed);
@@ -88,7 +92,7 @@ class Scenario {
     oracle.forward(in);
   }
   std::optional<Comparison> judge(Decoder& decoder, KvCache& cache, Work& work, std::int64_t total, Record* book) {
-    ForcingSink alone(work.right, config_, dtype_, total, weights_.get());
+    ForcingSink alone(work.right, config_, precision_of(options_), total, weights_.get());
     ForwardInput in = work.input.input;
     in.cache = &cache;
     in.logits = Logits::all;
@@ -102,7 +106,6 @@ class Scenario {
   }
 
   Config config_;
-  DType dtype_;
   Options options_;
   std::shared_ptr<const Weights> weights_;
   Work prefill_, step_;
@@ -110,7 +113,27 @@ class Scenario {
 };
 
 constexpr const char* kPresets[] = {"tiny-mha", "tiny-mla"};
-constexpr DType kDtypes[] = {DType::f32, DType::bf16};
+constexpr Setting kSettings[] = {{DType::f32, DType::f32},
+                                 {DType::bf16, DType::bf16},
+                                 {DType::f32, DType::i8},
+                                 {DType::i8, DType::bf16},
+                                 {DType::i4, DType::bf16}};
+
+bool is_one_in(const Fault& fault, Setting setting) {
+  switch (fault.where) {
+    case Where::everywhere:
+      return setting.kv_dtype != DType::i8;
+    case Where::f32:
+      return setting.dtype == DType::f32 && setting.kv_dtype == DType::f32;
+    case Where::int8_cache:
+      return setting.kv_dtype == DType::i8;
+    case Where::quantised:
+      return is_quantised(setting.dtype);
+    case Where::int4:
+      return setting.dtype == DType::i4;
+  }
+  return true;
+}
 
 /// Op cases of small widths, drawn once.
 class SmallOpCases {
@@ -142,12 +165,14 @@ class SmallOpCases {
 };
 
 /// The record of right kernels on random models of one preset: they must pass.
-Record without_fault(std::string_view preset, DType dtype, std::uint64_t seed, std::int64_t seeds) {
+Record without_fault(std::string_view preset, Setting setting, std::uint64_t seed, std::int64_t seeds) {
   Record r;
-  r.name = concat("without a fault/", preset, "/cpu/", name(dtype));
+  r.name = concat("without a fault/", preset, "/cpu/", name(setting.dtype));
+  if (setting.kv_dtype != setting.dtype) r.name += concat("/kv_", name(setting.kv_dtype));
   r.op = "decoder";
   r.backend = "cpu";
-  r.dtype = r.kv_dtype = name(dtype);
+  r.dtype = name(setting.dtype);
+  r.kv_dtype = name(setting.kv_dtype);
   r.seed = seed;
   r.coverage = concat("every op alone, in a prefill and a decode step of ", seeds, " random models");
   return r;
@@ -161,7 +186,7 @@ struct OpAlarms {
 OpAlarms check_op_seeds(std::int64_t seeds, std::uint64_t first_seed, std::ostream& out) {
   constexpr std::size_t kParts = 8;
   OpAlarms alarms;
-  alarms.record = without_fault("op cases", DType::f32, first_seed, seeds);
+  alarms.record = without_fault("op cases", {DType::f32, DType::f32}, first_seed, seeds);
   alarms.record.op = "ops";
   alarms.record.coverage = concat("an eighth of the small op cases with each of ", seeds, " seeds");
   std::vector<OpCase> cases = op_cases();
@@ -204,11 +229,12 @@ int run(const SelftestFlags& flags) {
   const SmallOpCases ops(first_seed);
   Table table({"fault", "op", "dtype", "caught by", "located", "op case"});
   int missed = 0, mislaid = 0;
-  for (const DType dtype : kDtypes) {
+  for (const Setting setting : kSettings) {
+    const DType dtype = setting.dtype;
     std::vector<std::unique_ptr<Scenario>> scenarios;
-    for (const char* preset : kPresets) scenarios.push_back(std::make_unique<Scenario>(preset, dtype, first_seed));
+    for (const char* preset : kPresets) scenarios.push_back(std::make_unique<Scenario>(preset, setting, first_seed));
     for (const Fault& fault : faults()) {
-      if (dtype != DType::f32 && !fault.in_bf16) continue;
+      if (!is_one_in(fault, setting)) continue;
       cpu::Kernels wrong = kernels;
       fault.inject(wrong);
       std::optional<Comparison> caught;
@@ -230,19 +256,21 @@ int run(const SelftestFlags& flags) {
   table.print(out);
 
   ProgressLine progress("seeds without a fault");
-  for (const DType dtype : flags.seeds > 0 ? std::span(kDtypes) : std::span<const DType>())
-    for (const char* preset : kPresets) report.records.push_back(without_fault(preset, dtype, first_seed, flags.seeds));
+  for (const Setting setting : flags.seeds > 0 ? std::span(kSettings) : std::span<const Setting>())
+    for (const char* preset : kPresets)
+      report.records.push_back(without_fault(preset, setting, first_seed, flags.seeds));
   for (std::int64_t i = 0; i < flags.seeds; ++i) {
     progress.show(i, flags.seeds, "");
     std::size_t control = 0;
-    for (const DType dtype : kDtypes)
+    for (const Setting setting : kSettings)
       for (const char* preset : kPresets) {
         const std::uint64_t seed = first_seed + static_cast<std::uint64_t>(i);
-        Scenario scenario(preset, dtype, seed);
+        Scenario scenario(preset, setting, seed);
         if (const auto c = scenario.first_failure(kernels, &report.records[control++])) {
           ++test.false_alarms;
           progress.clear();
-          out << "false alarm: " << preset << ' ' << name(dtype) << " --seed " << seed << ": " << describe(*c) << '\n';
+          out << "false alarm: " << preset << ' ' << name(setting.dtype) << " kv " << name(setting.kv_dtype)
+              << " --seed " << seed << ": " << describe(*c) << '\n';
         }
       }
   }

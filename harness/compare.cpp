@@ -145,6 +145,16 @@ Comparison compare_relative_l2(std::string name, const TensorView& got, const Te
   return c;
 }
 
+Comparison compare_within(std::string name, const TensorView& got, const TensorView& want,
+                          const std::vector<double>& bounds, std::string rule) {
+  Comparison c;
+  c.name = std::move(name);
+  c.rule = std::move(rule);
+  if (refuse_shape(c, got, want)) return c;
+  judge_elements(c, got, want, {}, [&](std::int64_t i) { return bounds.at(static_cast<std::size_t>(i)); });
+  return c;
+}
+
 Comparison compare_exact(std::string name, const TensorView& got, const TensorView& want, const Selection& selection) {
   Comparison c;
   c.name = std::move(name);
@@ -155,8 +165,10 @@ Comparison compare_exact(std::string name, const TensorView& got, const TensorVi
   return c;
 }
 
+double storage_unit(DType dtype) { return dtype == DType::i8 ? 0x1p-7 : unit_roundoff(dtype); }
+
 double DerivedBound::unit() const {
-  return unit_roundoff(dtype) +
+  return std::sqrt(static_cast<double>(roundings)) * storage_unit(dtype) +
          std::sqrt(static_cast<double>(std::max<std::int64_t>(reduction, 1))) * unit_roundoff(accumulate);
 }
 

@@ -37,6 +37,10 @@ using Selection = std::vector<bool>;
 Comparison compare_absolute(std::string name, const TensorView& got, const TensorView& want, double bound,
                             const Selection& selection = {});
 
+/// |got - want| <= bounds[i] for element i.
+Comparison compare_within(std::string name, const TensorView& got, const TensorView& want,
+                          const std::vector<double>& bounds, std::string rule);
+
 /// FORMAT.md's float32 rule: |got - stored| <= 8 max(tolerance, 1e-6 max(1, max|stored|)).
 Comparison compare_float32(std::string name, const TensorView& got, const TensorView& stored, double tolerance,
                            const Selection& selection = {});
@@ -55,13 +59,19 @@ Comparison compare_exact(std::string name, const TensorView& got, const TensorVi
 /// is large itself adds.
 ///     unit = u(dtype) + sqrt(n) u(f32)      (u(f64) where the sums are f64)
 ///     |got - want| <= kElementFactor unit (rms(row) + |want|),   |got - want|_2 <= kTensorFactor unit |want|_2
+/// int8 stands for cached rows (quantise_row()), each off by up to kQuantisedRowError of its largest element. Uniform
+/// rounding errors of such a row have an L2 of largest / (127 sqrt(12)); u(int8) = 2^-7 lets the largest be 7 times the
+/// row's RMS in kTensorFactor u, and in kElementFactor u 16 times, as far as it can be in a row of 256.
 struct DerivedBound {
   DType dtype = DType::f32;
   std::int64_t reduction = 1;
   DType accumulate = DType::f32;
+  int roundings = 1;  ///< independent ones to dtype: u(dtype) counts sqrt(roundings) times
   double unit() const;
 };
 inline constexpr double kElementFactor = 8.0, kTensorFactor = 2.0;
+/// u(dtype) of DerivedBound: what storing a number costs, relative to the size of its row.
+double storage_unit(DType dtype);
 
 /// Both bounds of DerivedBound; rows are the last dimension.
 Comparison compare_derived(std::string name, const TensorView& got, const TensorView& want, const DerivedBound& bound);

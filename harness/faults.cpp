@@ -20,16 +20,7 @@ using cpu::Range;
 Kernels right;  // what set_true_kernels() was given
 
 // The name of a member of Kernels, the type of its parameters, and a body that has `p` (a copy of them) and `items`.
-#define DSV2_FAULT(op, Params, name, ...)                \
-  {                                                      \
-    name, #op, [](Kernels& k) {                          \
-      k.op = [](const cpu::Params& given, Range items) { \
-        cpu::Params p = given;                           \
-        __VA_ARGS__                                      \
-      };                                                 \
-    }                                                    \
-  }
-#define DSV2_FAULT_F32(op, Params, name, ...)                \
+#define DSV2_FAULT_AT(where, op, Params, name, ...)          \
   {                                                          \
     name, #op,                                               \
         [](Kernels& k) {                                     \
@@ -38,8 +29,13 @@ Kernels right;  // what set_true_kernels() was given
             __VA_ARGS__                                      \
           };                                                 \
         },                                                   \
-        false                                                \
+        where                                                \
   }
+#define DSV2_FAULT(op, Params, name, ...) DSV2_FAULT_AT(Where::everywhere, op, Params, name, __VA_ARGS__)
+#define DSV2_FAULT_F32(op, Params, name, ...) DSV2_FAULT_AT(Where::f32, op, Params, name, __VA_ARGS__)
+#define DSV2_FAULT_INT8_CACHE(op, Params, name, ...) DSV2_FAULT_AT(Where::int8_cache, op, Params, name, __VA_ARGS__)
+#define DSV2_FAULT_QUANTISED(op, Params, name, ...) DSV2_FAULT_AT(Where::quantised, op, Params, name, __VA_ARGS__)
+#define DSV2_FAULT_INT4(op, Params, name, ...) DSV2_FAULT_AT(Where::int4, op, Params, name, __VA_ARGS__)
 
 float as_bf16(float x) { return to_float(to_bf16(x)); }
 
@@ -88,6 +84,33 @@ void with_mask(cpu::AttentionParams p, Range items, F&& visible) {
   right.attention(p, items);
 }
 
+/// Each int8 row that `items` wrote: f(its numbers, its scale, where that is in p.scales).
+template <class F>
+void for_rows(const cpu::KvWriteParams& p, Range items, F&& f) {
+  if (!p.scales) return;
+  for (std::int64_t i = items.begin; i < items.end; ++i)
+    for (std::int64_t h = 0; h < p.heads; ++h) {
+      const std::int64_t at = i / p.tokens * p.batch_stride + h * p.head_stride + i % p.tokens * p.width;
+      f(static_cast<std::int8_t*>(p.y) + at, p.scales[at / p.width], at / p.width);
+    }
+}
+
+/// The same call with the scales of `rows` (one of p's) taken elsewhere: from(sequence, head, row).
+template <class F>
+void with_scales(cpu::AttentionParams& p, cpu::KeyRows& rows, Range items, F&& from) {
+  if (!rows.scales) return right.attention(p, items);
+  const std::int64_t matrix = rows.head_stride ? rows.head_stride : rows.batch_stride,
+                     capacity = matrix / rows.row_stride;
+  const std::int64_t heads = rows.batch_stride / matrix;
+  std::vector<std::uint16_t> scales(rows.scales, rows.scales + p.batch * heads * capacity);
+  for (std::int64_t b = 0; b < p.batch; ++b)
+    for (std::int64_t h = 0; h < heads; ++h)
+      for (std::int64_t t = 0; t < p.total; ++t)
+        scales[static_cast<std::size_t>((b * heads + h) * capacity + t)] = from(b, h, t, heads, capacity);
+  rows.scales = scales.data();
+  right.attention(p, items);
+}
+
 /// cos and sin of [N, d/2], each angle through f.
 template <class F>
 void with_angles(cpu::RopeParams p, Range items, F&& f) {
@@ -113,6 +136,42 @@ void choose_without_rejected(const cpu::GateParams& p, std::int64_t token) {
   std::copy(kept.begin(), kept.end(), p.topk_idx + token * p.top_k);
 }
 
+bool is_quantised(cpu::Arithmetic a) {
+  using enum cpu::Arithmetic;
+  return a == i8 || a == i4 || a == i8_wide || a == i4_wide;
+}
+
+/// A copy of a quantised matrix [rows, cols] with each block changed: f(scales [2][16], integers, bytes of those).
+template <class F>
+std::vector<char> with_blocks(const void* matrix, cpu::Arithmetic arithmetic, std::int64_t rows, std::int64_t cols, F&& f) {
+  const std::int64_t bytes = (rows + cpu::kPanel - 1) / cpu::kPanel * cpu::panel_bytes(arithmetic, cols);
+  const auto* from = static_cast<const char*>(matrix);
+  std::vector<char> copy(from, from + bytes);
+  const std::int64_t block = cpu::panel_bytes(arithmetic, cpu::kQuantBlock);
+  for (std::int64_t at = 0; at < bytes; at += block)
+    f(reinterpret_cast<std::uint16_t*>(copy.data() + at), reinterpret_cast<std::uint8_t*>(copy.data() + at + cpu::kScaleBytes),
+      block - cpu::kScaleBytes);
+  return copy;
+}
+
+/// The same call with the blocks of its quantised matrices changed.
+template <class F>
+void linear_with_blocks(cpu::LinearParams p, Range items, F&& f) {
+  std::vector<std::vector<char>> copies;
+  with_segments(p, items, [&](auto& s) {
+    if (!is_quantised(p.arithmetic)) return;
+    copies.push_back(with_blocks(s.weight, p.arithmetic, s.out_width, p.width, f));
+    s.weight = copies.back().data();
+  });
+}
+
+// Ways to read a block wrong.
+constexpr auto kOtherGroup = [](std::uint16_t* scales, std::uint8_t*, std::int64_t) { std::swap_ranges(scales, scales + cpu::kPanel, scales + cpu::kPanel); };
+constexpr auto kNextRow = [](std::uint16_t* scales, std::uint8_t*, std::int64_t) { for (int g = 0; g < 2; ++g) std::rotate(scales + g * cpu::kPanel, scales + g * cpu::kPanel + 1, scales + (g + 1) * cpu::kPanel); };
+constexpr auto kScaleSign = [](std::uint16_t* scales, std::uint8_t*, std::int64_t) { for (int i = 0; i < 2 * cpu::kPanel; ++i) scales[i] &= 0x7fff; };
+constexpr auto kNibbles = [](std::uint16_t*, std::uint8_t* q, std::int64_t n) { for (std::int64_t i = 0; i < n; ++i) q[i] = static_cast<std::uint8_t>(q[i] << 4 | q[i] >> 4); };
+constexpr auto kTwosComplement = [](std::uint16_t*, std::uint8_t* q, std::int64_t n) { for (std::int64_t i = 0; i < n; ++i) q[i] ^= n == cpu::kPanel * cpu::kQuantBlock ? 0x80 : 0x88; };
+
 const Fault kFaults[] = {
     DSV2_FAULT(embedding, EmbeddingParams, "row of the id before",
                std::vector<std::int64_t> ids(p.ids, p.ids + items.end); for (auto& id : ids) id = std::max<std::int64_t>(id - 1, 0);
@@ -137,6 +196,42 @@ const Fault kFaults[] = {
                for_outputs(p, items, [](float* y, auto begin, auto end, const auto& s) { for (auto o = begin; s.bias && o < end; ++o) y[o] += s.bias[o]; });),
     DSV2_FAULT(linear, LinearParams, "last column of a thread's share lost", right.linear(p, items);
                for_outputs(p, items, [](float* y, auto, auto end, const auto&) { y[end - 1] = 0; });),
+    DSV2_FAULT_QUANTISED(linear, LinearParams, "quantised: scale of the other group", linear_with_blocks(p, items, kOtherGroup);),
+    DSV2_FAULT_QUANTISED(linear, LinearParams, "quantised: scale of the next row", linear_with_blocks(p, items, kNextRow);),
+    DSV2_FAULT_QUANTISED(linear, LinearParams, "quantised: sign of the scale lost", linear_with_blocks(p, items, kScaleSign);),
+    DSV2_FAULT_QUANTISED(linear, LinearParams, "quantised: offset taken for two's complement", linear_with_blocks(p, items, kTwosComplement);),
+    DSV2_FAULT_INT4(linear, LinearParams, "int4: nibbles swapped", linear_with_blocks(p, items, kNibbles);),
+    DSV2_FAULT_QUANTISED(experts_act, ExpertsParams, "quantised: scale of the other group", std::vector<std::vector<char>> copies;
+               const auto s = expert_segments(p, [&](auto& e) {
+                 if (!is_quantised(p.up_arithmetic)) return;
+                 copies.push_back(with_blocks(e.up_proj, p.up_arithmetic, e.width, p.hidden, kOtherGroup));
+                 e.up_proj = copies.back().data(); });
+               p.segments = s.data(); right.experts_act(p, items);),
+    DSV2_FAULT_INT4(experts_act, ExpertsParams, "int4: nibbles swapped", std::vector<std::vector<char>> copies;
+               const auto s = expert_segments(p, [&](auto& e) {
+                 if (!is_quantised(p.up_arithmetic)) return;
+                 copies.push_back(with_blocks(e.gate_proj, p.up_arithmetic, e.width, p.hidden, kNibbles));
+                 e.gate_proj = copies.back().data(); });
+               p.segments = s.data(); right.experts_act(p, items);),
+    DSV2_FAULT_QUANTISED(experts_down, ExpertsParams, "quantised: scale of the next row", std::vector<std::vector<char>> copies;
+               const auto s = expert_segments(p, [&](auto& e) {
+                 if (!is_quantised(p.down_arithmetic)) return;
+                 copies.push_back(with_blocks(e.down_proj, p.down_arithmetic, p.hidden, e.width, kNextRow));
+                 e.down_proj = copies.back().data(); });
+               p.segments = s.data(); right.experts_down(p, items);),
+    DSV2_FAULT_QUANTISED(experts_down, ExpertsParams, "quantised: offset taken for two's complement", std::vector<std::vector<char>> copies;
+               const auto s = expert_segments(p, [&](auto& e) {
+                 if (!is_quantised(p.down_arithmetic)) return;
+                 copies.push_back(with_blocks(e.down_proj, p.down_arithmetic, p.hidden, e.width, kTwosComplement));
+                 e.down_proj = copies.back().data(); });
+               p.segments = s.data(); right.experts_down(p, items);),
+    DSV2_FAULT_QUANTISED(mla_absorb, MlaAbsorbParams, "quantised: scale of the next row", std::vector<std::vector<char>> copies;
+               std::vector<const void*> weight(p.weight, p.weight + p.heads);
+               for (const void*& w : weight) if (is_quantised(p.arithmetic)) w = copies.emplace_back(with_blocks(w, p.arithmetic, p.nope, p.width, kNextRow)).data();
+               p.weight = weight.data(); right.mla_absorb(p, items);),
+    DSV2_FAULT_QUANTISED(embedding, EmbeddingParams, "quantised: row of another panel", std::vector<std::int64_t> ids(p.ids, p.ids + items.end);
+               for (auto& id : ids) id = id >= cpu::kPanel ? id - cpu::kPanel : id;
+               p.ids = ids.data(); right.embedding(p, items);),
     DSV2_FAULT(linear, LinearParams, "neighbouring columns swapped", right.linear(p, items);
                for_outputs(p, items, [](float* y, auto begin, auto end, const auto&) { if (end - begin > 1) std::swap(y[begin], y[begin + 1]); });),
     DSV2_FAULT(linear, LinearParams, "one element NaN", right.linear(p, items);
@@ -169,6 +264,19 @@ const Fault kFaults[] = {
                p.x = x.data(); p.x_stride = row; right.kv_write(p, items);),
     DSV2_FAULT(kv_write, KvWriteParams, "zeros", const std::vector<float> x(static_cast<std::size_t>(items.end * p.x_stride), 0.0f); p.x = x.data(); right.kv_write(p, items);),
 
+    DSV2_FAULT_INT8_CACHE(kv_write, KvWriteParams, "int8 cache: sign lost", right.kv_write(p, items);
+               for_rows(p, items, [&](std::int8_t* q, std::uint16_t&, std::int64_t) { for (std::int64_t j = 0; j < p.width; ++j) q[j] = static_cast<std::int8_t>(std::abs(q[j])); });),
+    DSV2_FAULT_INT8_CACHE(kv_write, KvWriteParams, "int8 cache: scale of the first token", right.kv_write(p, items);
+               for_rows(p, items, [&](std::int8_t*, std::uint16_t& s, std::int64_t at) { s = p.scales[at - at % (p.head_stride ? p.head_stride / p.width : p.batch_stride / p.width)]; });),
+    DSV2_FAULT_INT8_CACHE(kv_write, KvWriteParams, "int8 cache: scale of half the range", right.kv_write(p, items);
+               for_rows(p, items, [](std::int8_t*, std::uint16_t& s, std::int64_t) { s = to_bf16(to_float(bf16_t{s}) / 2).bits; });),
+    DSV2_FAULT_INT8_CACHE(kv_write, KvWriteParams, "int8 cache: scale not written", std::vector<std::uint16_t> before;
+               for_rows(p, items, [&](std::int8_t*, std::uint16_t& s, std::int64_t) { before.push_back(s); });
+               right.kv_write(p, items); std::size_t n = 0;
+               for_rows(p, items, [&](std::int8_t*, std::uint16_t& s, std::int64_t) { s = before[n++]; });),
+    DSV2_FAULT_INT8_CACHE(kv_write, KvWriteParams, "int8 cache: six bits", right.kv_write(p, items);
+               for_rows(p, items, [&](std::int8_t* q, std::uint16_t&, std::int64_t) { for (std::int64_t j = 0; j < p.width; ++j) q[j] = static_cast<std::int8_t>(q[j] / 4 * 4); });),
+
     DSV2_FAULT(attention, AttentionParams, "softmax scale dropped", p.scale = 1; right.attention(p, items);),
     DSV2_FAULT(attention, AttentionParams, "scale of another head size", p.scale *= 1.1f; right.attention(p, items);),
     DSV2_FAULT(attention, AttentionParams, "future token visible", with_mask(p, items, [&](auto s, auto t, bool causal, bool unmasked) { return (causal || t == given.past + s + 1) && unmasked; });),
@@ -179,6 +287,14 @@ const Fault kFaults[] = {
     DSV2_FAULT(attention, AttentionParams, "keys of the first sequence", p.k1.batch_stride = p.k2.batch_stride = 0; right.attention(p, items);),
     DSV2_FAULT(attention, AttentionParams, "values of the first sequence", p.v.batch_stride = 0; right.attention(p, items);),
     DSV2_FAULT(attention, AttentionParams, "stale output", static_cast<void>(p); static_cast<void>(items);),
+    DSV2_FAULT_INT8_CACHE(attention, AttentionParams, "int8 cache: scale of the next key",
+               with_scales(p, p.k1, items, [&](auto b, auto h, auto t, auto heads, auto capacity) { return given.k1.scales[(b * heads + h) * capacity + (t + 1) % p.total]; });),
+    DSV2_FAULT_INT8_CACHE(attention, AttentionParams, "int8 cache: scale of the next value",
+               with_scales(p, p.v, items, [&](auto b, auto h, auto t, auto heads, auto capacity) { return given.v.scales[(b * heads + h) * capacity + (t + 1) % p.total]; });),
+    DSV2_FAULT_INT8_CACHE(attention, AttentionParams, "int8 cache: scales of the first sequence and head",
+               with_scales(p, p.v, items, [&](auto, auto, auto t, auto, auto) { return given.v.scales[t]; });),
+    DSV2_FAULT_INT8_CACHE(attention, AttentionParams, "int8 cache: keys without scales",
+               with_scales(p, p.k1, items, [](auto, auto, auto, auto, auto) { return std::uint16_t{0x3f80}; });),
 
     DSV2_FAULT(mla_absorb, MlaAbsorbParams, "weights of the first head", const std::vector<const void*> first(static_cast<std::size_t>(p.heads), p.weight[0]); p.weight = first.data(); right.mla_absorb(p, items);),
     DSV2_FAULT(mla_absorb, MlaAbsorbParams, "half of the nope dimensions", p.nope /= 2; right.mla_absorb(p, items);),
@@ -240,6 +356,7 @@ const Fault kFaults[] = {
 
 #undef DSV2_FAULT
 #undef DSV2_FAULT_F32
+#undef DSV2_FAULT_INT8_CACHE
 
 }  // namespace
 

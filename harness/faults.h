@@ -1,6 +1,7 @@
 // Wrong kernels, to test the gate with: each is the cpu backend's own kernel with one thing broken.
 #pragma once
 
+#include <cstdint>
 #include <span>
 #include <string_view>
 
@@ -9,11 +10,20 @@
 
 namespace dsv2::harness {
 
+/// Where a fault is one.
+enum class Where : std::uint8_t {
+  everywhere,  ///< but in an int8 cache, whose own are tried alone
+  f32,         ///< not where activations may be rounded to bf16
+  int8_cache,
+  quantised,  ///< int8 and int4 matrices
+  int4,
+};
+
 struct Fault {
   std::string_view name;                  ///< what is wrong: "padding visible"
   std::string_view op;                    ///< the kernel that is wrong, which the gate must name: "attention"
   void (*inject)(cpu::Kernels& kernels);  ///< replaces the kernel; one fault at a time
-  bool in_bf16 = true;                    ///< false: no fault where activations may be rounded to bf16
+  Where where = Where::everywhere;
 };
 
 std::span<const Fault> faults();

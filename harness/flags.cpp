@@ -28,7 +28,7 @@ void BackendFlags::add_to(CLI::App& sub, const std::string& defaults) {
       ->allow_extra_args(false);
   sub.add_option("--threads", threads_, "Threads of the optimized backends (default, and 0: every core)");
   sub.add_option("--isa", isa_, "Instruction set of the cpu backend (default: the best this machine has)");
-  sub.add_option("--kv-dtype", kv_dtypes_, "Of the KV cache (default: f32 with f32, else bf16)")
+  sub.add_option("--kv-dtype", kv_dtypes_, "Of the KV cache: f32, bf16 or int8 (default: f32 with f32, else bf16)")
       ->delimiter(',')
       ->allow_extra_args(false);
   sub.add_option("--attention", attention_, "MLA: auto, absorbed or expanded (default auto)");

@@ -21,6 +21,7 @@
 
 #include "harness/statistics.h"
 #include "model/error.h"
+#include "optimized/cpu/thread_team.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -217,16 +218,16 @@ void describe_clocks(const std::vector<int>& cpus, Machine& m) {
     if (line.starts_with("cpu MHz")) raise(m.clock_mhz, std::atof(line.c_str() + line.find(':') + 1));
 }
 
-/// Median time of an empty parallel region, in nanoseconds.
+/// Median time of an op of no work on a team of `threads`, in nanoseconds.
 double fork_join(int threads) {
   constexpr int kRegions = 400;
   constexpr double kSeconds = 0.02;
   std::vector<double> samples;
+  cpu::ThreadTeam team(threads);
   const auto start = Clock::now();
   while (samples.size() < kRegions && (samples.size() < 3 || seconds_since(start) < kSeconds)) {
     const auto fork = Clock::now();
-#pragma omp parallel num_threads(threads)
-    asm volatile("" ::: "memory");
+    team.run(threads, 1, cpu::Split::even, [](cpu::Range) { asm volatile("" ::: "memory"); });
     samples.push_back(seconds_since(fork) * 1e9);
   }
   return median(std::move(samples));
@@ -305,8 +306,11 @@ void flush_caches(int threads) {
   static std::vector<unsigned char> buffer(
       static_cast<std::size_t>(2 * machine().cache_bytes.value_or(std::int64_t{128} << 20)));
   const std::size_t part = buffer.size() / static_cast<std::size_t>(threads);
-#pragma omp parallel num_threads(threads)
-  for (std::size_t i = 0; i < part; i += kLine) ++buffer[static_cast<std::size_t>(omp_get_thread_num()) * part + i];
+  // Not OpenMP's threads: they would spin for milliseconds beside the run that follows.
+  cpu::ThreadTeam(threads).run(threads, 1, cpu::Split::even, [&](cpu::Range members) {
+    for (std::size_t t = static_cast<std::size_t>(members.begin); t < static_cast<std::size_t>(members.end); ++t)
+      for (std::size_t i = 0; i < part; i += kLine) ++buffer[t * part + i];
+  });
 }
 
 std::int64_t resident_memory_bytes() { return status_line_kib("VmRSS:") * 1024; }

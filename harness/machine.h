@@ -37,8 +37,8 @@ MachineLimits measure_limits(int threads);
 /// The higher of each limit: two measurements of one machine, of which a busy moment spoiled one.
 MachineLimits best_of(const MachineLimits& a, const MachineLimits& b);
 
-/// Reads and writes a buffer of twice the caches (256 MiB where their size is unknown), shared among `threads` OpenMP
-/// threads, so that nothing else is left in them. The buffer is kept: it counts in this process's memory.
+/// Reads and writes a buffer of twice the caches (256 MiB where their size is unknown), shared among a team of
+/// `threads`, so that nothing else is left in them. The buffer is kept: it counts in this process's memory.
 void flush_caches(int threads);
 
 /// Memory of this process now, and at its highest since reset_peak_memory(): VmRSS and VmHWM.
@@ -49,8 +49,9 @@ struct Conditions {
   /// Of the time in which this process's threads wanted a core (theirs, or what the hypervisor took from the machine),
   /// the share in which they waited for one. Above a percent or so another load ran beside the measurement.
   std::optional<double> waited_share;
-  /// Median time of an empty parallel region, before and after. It jumps when cores are shared, or when a virtual
-  /// machine's cores move apart on the host, as small parallel ops then do. Absent for one thread.
+  /// Median time of an op of no work on a team of threads (optimized/cpu/thread_team.h), before and after. It jumps
+  /// when cores are shared, or when a virtual machine's cores move apart on the host, as small parallel ops then do.
+  /// Absent for one thread.
   std::optional<std::array<double, 2>> fork_join_ns;
 };
 

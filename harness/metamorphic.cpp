@@ -279,7 +279,7 @@ class Experiment {
  private:
   Precision stored(const Decoder& decoder) const {
     if (decoder.make_cache(1, 1)->to_legacy().front().first.dtype() == DType::f64) return DType::f64;
-    return {s.options.dtype == DType::f32 ? DType::f32 : DType::bf16, s.options.kv_dtype};
+    return precision_of(s.options);
   }
 
   Record& record_;

@@ -190,8 +190,9 @@ constexpr MatrixTypes kMatrix[] = {{DType::f32, DType::f32},
                                    {DType::i4, DType::i4}};
 // Never below what a checkpoint stores it in.
 constexpr MatrixTypes kGateMatrix[] = {{DType::f32, DType::f32}, {DType::bf16, DType::bf16}, {DType::f32, DType::bf16}};
+constexpr MatrixTypes kBf16[] = {{DType::bf16, DType::bf16}};
 constexpr DType kNoCache[] = {DType::f32};
-constexpr DType kCache[] = {DType::f32, DType::bf16};
+constexpr DType kCache[] = {DType::f32, DType::bf16, DType::i8};
 
 /// A family of cases: models x sizes x precisions x KV dtypes x fills x visibilities.
 struct Family {
@@ -232,6 +233,11 @@ const Family kFamilies[] = {
     {"attention", kAttention, kSmallMla, kPadded, kF32, kHidden, kCache, true, MlaForm::absorbed},
     {"attention", kAttention, kSmallMla, kPadded, kF32, kHidden, kCache, true, MlaForm::expanded},
     {"attention", kAttention, kReal, kRealContext, kF32, kNormal, kCache},
+    {"attention", kAttention, kSmallMha, kContext, kBf16, kWeights, kCache, true},
+    {"attention", kAttention, kSmallMla, kContext, kBf16, kWeights, kCache, true, MlaForm::absorbed},
+    {"attention", kAttention, kSmallMla, kContext, kBf16, kWeights, kCache, true, MlaForm::expanded},
+    {"attention", kAttention, kReal, kRealContext, kBf16, kNormal, kCache},
+    {"attention", kAttention, kRealMla, kRealDecode, kBf16, kNormal, kCache, false, MlaForm::absorbed},
     {"attention", kAttention, kRealMla, kRealDecode, kF32, kNormal, kCache, false, MlaForm::absorbed},
     {"mla_absorb", "self_attn.kv_b_proj", kSmallMla, kRows, kMatrix},
     {"mla_absorb", "self_attn.kv_b_proj", kRealMla, kOneRow, kMatrix, kNormal},
@@ -350,9 +356,9 @@ Call draw_call(const OpCase& c, const Source& source) {
   return call;
 }
 
-/// Rows beyond T hold NaN: who reads them shows it.
-Tensor cached(const Source& source, const OpProblem& p, std::string_view tensor, std::int64_t heads, std::int64_t dim,
-              DType dtype, bool are_values = false) {
+/// Draws rows of a cache into the problem. Rows beyond T hold NaN: who reads them shows it.
+void cached(const Source& source, OpProblem& p, std::string_view tensor, std::int64_t heads, std::int64_t dim,
+            DType dtype, bool are_values = false) {
   constexpr std::int64_t kSpareRows = 3;
   const std::int64_t capacity = p.call.total + kSpareRows;
   Tensor t = source.activations(tensor, {p.call.batch, heads, capacity, dim});
@@ -366,7 +372,15 @@ Tensor cached(const Source& source, const OpProblem& p, std::string_view tensor,
              !p.call.mask[static_cast<std::size_t>(b * p.call.total + row)])
       x *= 1e36f;
   }
-  return dtype == DType::f32 ? std::move(t) : convert(t.view(), dtype);
+  if (dtype != DType::i8) {
+    p.in[std::string(tensor)] = dtype == DType::f32 ? std::move(t) : convert(t.view(), dtype);
+    return;
+  }
+  Tensor rows(DType::s8, t.shape()), scales(DType::bf16, {p.call.batch, heads, capacity});
+  for (std::int64_t r = 0; r < scales.size(); ++r)
+    quantise_row(values.data() + r * dim, dim, rows.as<std::int8_t>().data() + r * dim, scales.as<bf16_t>().data() + r);
+  p.in[std::string(tensor)] = std::move(rows);
+  p.in[scales_of(tensor)] = std::move(scales);
 }
 
 /// [out, in] of a projection at `place`.
@@ -397,19 +411,19 @@ void draw_attention(const OpCase& c, const Source& source, OpProblem& p) {
   std::int64_t dv = m.value_head_dim();
   if (!m.use_mla) {
     queries("q1", m.head_dim());
-    p.in["k1"] = cached(source, p, "k1", m.num_key_value_heads, m.head_dim(), c.kv_dtype);
-    p.in["v"] = cached(source, p, "v", m.num_key_value_heads, m.head_dim(), c.kv_dtype, true);
+    cached(source, p, "k1", m.num_key_value_heads, m.head_dim(), c.kv_dtype);
+    cached(source, p, "v", m.num_key_value_heads, m.head_dim(), c.kv_dtype, true);
   } else {
     queries("q2", m.qk_rope_head_dim);
-    p.in["k2"] = cached(source, p, "k2", 1, m.qk_rope_head_dim, c.kv_dtype);
+    cached(source, p, "k2", 1, m.qk_rope_head_dim, c.kv_dtype);
     if (c.form == MlaForm::absorbed) {
       queries("q1", m.kv_lora_rank);
-      p.in["k1"] = cached(source, p, "k1", 1, m.kv_lora_rank, c.kv_dtype, true);
+      cached(source, p, "k1", 1, m.kv_lora_rank, c.kv_dtype, true);
       dv = m.kv_lora_rank;
     } else {  // keys and values of each head are made for the call, in f32
       queries("q1", m.qk_nope_head_dim);
-      p.in["k1"] = cached(source, p, "k1", H, m.qk_nope_head_dim, DType::f32);
-      p.in["v"] = cached(source, p, "v", H, m.v_head_dim, DType::f32, true);
+      cached(source, p, "k1", H, m.qk_nope_head_dim, DType::f32);
+      cached(source, p, "v", H, m.v_head_dim, DType::f32, true);
     }
   }
   p.out = {{.name = "y", .shape = {N, H, dv}}};
@@ -581,8 +595,9 @@ OpProblem draw(const OpCase& c, std::uint64_t seed) {
     const char* names[][2] = {{"first", "cached_first"}, {"second", "cached_second"}};
     for (std::size_t i = 0; i < 2; ++i) {
       p.in[names[i][0]] = source.activations(names[i][0], {N, parts[i].heads * parts[i].dim});
-      p.in[names[i][1]] = cached(source, p, names[i][1], parts[i].heads, parts[i].dim, c.kv_dtype);
-      p.out.push_back({.name = names[i][1], .shape = p[names[i][1]].shape(), .initial = names[i][1]});
+      cached(source, p, names[i][1], parts[i].heads, parts[i].dim, c.kv_dtype);
+      for (const std::string& array : {std::string(names[i][1]), scales_of(names[i][1])})
+        if (p.has(array)) p.out.push_back({.name = array, .shape = p[array].shape(), .initial = array});
     }
   } else if (c.op == "attention") {
     draw_attention(c, source, p);

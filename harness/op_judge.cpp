@@ -172,10 +172,11 @@ double largest(const Tensor& t) {
   return most;
 }
 
-/// Rows that meet a matrix are rounded to the dtype of the arithmetic; all else is f32 at every precision.
+/// Rows that meet a matrix, cached rows and probabilities are rounded to the dtype of the arithmetic; all else is f32
+/// at every precision.
 bool rounds_rows(std::string_view op) {
-  return op == "linear" || op == "lm_head" || op == "mla_absorb" || op == "experts" || op == "shared_experts" ||
-         op == "mlp";
+  return op == "attention" || op == "linear" || op == "lm_head" || op == "mla_absorb" || op == "experts" ||
+         op == "shared_experts" || op == "mlp";
 }
 
 std::map<std::string, Tensor, std::less<>> run_reference(const OpProblem& p) {
@@ -190,6 +191,23 @@ std::map<std::string, Tensor, std::less<>> run_reference(const OpProblem& p) {
   fail("reference: op: expected one that it computes alone, found ", p.op);
 }
 
+/// The problem with every int8 cached array as the f32 numbers that it stands for; null where there is none.
+std::unique_ptr<OpProblem> widened(const OpProblem& p) {
+  const auto is_scales = [&](std::string_view name) {
+    return name.ends_with("_scales") && p.has(name.substr(0, name.rfind('_')));
+  };
+  if (std::none_of(p.in.begin(), p.in.end(), [&](const auto& in) { return is_scales(in.first); })) return nullptr;
+  auto wide =
+      std::make_unique<OpProblem>(OpProblem{.op = p.op, .config = p.config, .call = p.call, .in = {}, .out = {}});
+  for (const auto& [name, tensor] : p.in)
+    if (!is_scales(name))
+      wide->in[name] =
+          p.has(scales_of(name)) ? widen_quantised(tensor.view(), p[scales_of(name)].view()) : tensor.clone();
+  for (const OpOutput& out : p.out)
+    if (!is_scales(out.name)) wide->out.push_back(out);
+  return wide;
+}
+
 /// The problem as a framework sees it that keeps activations in bf16.
 OpProblem rounded(const OpProblem& p) {
   OpProblem r{.op = p.op, .config = p.config, .call = p.call, .in = {}, .out = p.out};
@@ -202,8 +220,12 @@ OpProblem rounded(const OpProblem& p) {
 }  // namespace
 
 OpJudge::OpJudge(const OpCase& op_case, const OpProblem& problem)
-    : case_(op_case), problem_(problem), want_(run_reference(problem)) {
-  const OpProblem& p = problem;
+    : case_(op_case),
+      given_(problem),
+      widened_(widened(problem)),
+      problem_(widened_ ? *widened_ : problem),
+      want_(run_reference(problem_)) {
+  const OpProblem& p = problem_;
   const Config& c = p.config;
   // With int8 and int4 matrices rows are rounded to 15-bit integers or, where they are many, to bf16.
   const DType rows = !rounds_rows(p.op) ? DType::f32 : is_quantised(case_.dtype) ? DType::bf16 : case_.dtype;
@@ -273,8 +295,15 @@ OpJudge::Verdict OpJudge::judge(const OpOutputs& got) const {
   for (const OpOutput& output : problem_.out) {
     const auto it = got.find(output.name);
     DSV2_CHECK(it != got.end(), problem_.op, ": output ", output.name, ": expected, found none");
-    verdict.comparisons.push_back(output.name == "topk_idx" ? compare_choice(it->second, verdict.ties)
-                                                            : compare(output, it->second));
+    if (output.name == "topk_idx") {
+      verdict.comparisons.push_back(compare_choice(it->second, verdict.ties));
+    } else if (it->second.dtype == DType::s8) {
+      const auto scales = got.find(scales_of(output.name));
+      DSV2_CHECK(scales != got.end(), problem_.op, ": output ", scales_of(output.name), ": expected, found none");
+      verdict.comparisons.push_back(compare_quantised(output, it->second, scales->second));
+    } else {
+      verdict.comparisons.push_back(compare(output, it->second));
+    }
     verdict.comparisons.back().zeros = false;  // memory was poison: zeros were written
   }
   return verdict;
@@ -300,6 +329,49 @@ Comparison OpJudge::compare(const OpOutput& output, const TensorView& got) const
                         framework_error_);
     }
     c.budget_used = std::max(c.budget_used, std::isfinite(share) ? share : c.budget_used);
+  }
+  return c;
+}
+
+Comparison OpJudge::compare_quantised(const OpOutput& output, const TensorView& got, const TensorView& scales) const {
+  const std::int64_t S = problem_.call.tokens, P = problem_.call.past;
+  const std::int64_t matrices = got.dim(0) * got.dim(1), capacity = got.dim(2), dim = got.dim(3);
+  const Tensor wide = widen_quantised(got, scales);
+  const Tensor &want = want_.at(output.name), &before = given_[output.name],
+               &scales_before = given_[scales_of(output.name)];
+  Tensor new_got(DType::f32, {matrices, S, dim}), new_want(DType::f64, new_got.shape());
+  std::vector<double> bounds;
+  std::string touched;
+  for (std::int64_t m = 0; m < matrices; ++m) {
+    for (std::int64_t t = 0; t < capacity; ++t) {
+      const std::int64_t row = m * capacity + t;
+      const auto at = static_cast<std::size_t>(row * dim);
+      if (t < P || t >= P + S) {
+        const bool same = std::memcmp(got.as<std::int8_t>().data() + at, before.as<std::int8_t>().data() + at,
+                                      static_cast<std::size_t>(dim)) == 0 &&
+                          scales.as<bf16_t>()[static_cast<std::size_t>(row)].bits ==
+                              scales_before.as<bf16_t>()[static_cast<std::size_t>(row)].bits;
+        if (!same && touched.empty()) touched = concat(output.name, ": row ", t, " of matrix ", m, " was written to");
+        continue;
+      }
+      double largest = 0;
+      for (std::int64_t i = 0; i < dim; ++i) largest = std::max(largest, std::fabs(want.at(row * dim + i)));
+      const double floor = 127.0 * std::numeric_limits<float>::min();
+      // x / s is rounded twice before it is rounded to an integer: a few u(f32) of up to 127 steps.
+      const double bound = std::max(kQuantisedRowError * largest * (1 + 0x1p-14), largest < floor ? floor : 0.0);
+      for (std::int64_t i = 0; i < dim; ++i) {
+        const auto to = static_cast<std::size_t>((m * S + t - P) * dim + i);
+        new_got.as<float>()[to] = wide.as<float>()[at + static_cast<std::size_t>(i)];
+        new_want.as<double>()[to] = want.at(row * dim + i);
+        bounds.push_back(bound);
+      }
+    }
+  }
+  Comparison c = compare_within(output.name, new_got.view(), new_want.view(), bounds,
+                                concat("half a step: ", kQuantisedRowError, " x the row's largest"));
+  if (!touched.empty()) {
+    c.passed = false;
+    c.reason = std::move(touched);
   }
   return c;
 }

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -46,11 +47,15 @@ class OpJudge {
     double floor = 0;
   };
   Comparison compare(const OpOutput& output, const TensorView& got) const;
+  /// Cached rows that the op quantised: those of its own tokens within half a step, all others untouched.
+  Comparison compare_quantised(const OpOutput& output, const TensorView& got, const TensorView& scales) const;
   Comparison compare_choice(const TensorView& got, std::int64_t& ties) const;
   /// Did this row take an expert instead of an equal one of lower id? There is nothing to round.
   bool higher_of_equals(const TensorView& got, const TensorView& want, std::int64_t row) const;
 
   const OpCase& case_;
+  const OpProblem& given_;
+  const std::unique_ptr<const OpProblem> widened_;  // where a cached array is int8: the same in f32
   const OpProblem& problem_;
   std::map<std::string, Tensor, std::less<>> want_;
   std::map<std::string, Bound, std::less<>> bounds_;

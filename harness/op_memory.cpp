@@ -20,7 +20,7 @@ const OpOutput& PoisonedMemory::spec(std::string_view name) const {
 }
 
 PoisonedMemory::Block& PoisonedMemory::add(std::string name, DType dtype, std::int64_t bytes) {
-  Block& block = blocks_.emplace_back(Block{std::move(name), dtype, bytes, Tensor(DType::i8, {bytes + kGuardBytes})});
+  Block& block = blocks_.emplace_back(Block{std::move(name), dtype, bytes, Tensor(DType::s8, {bytes + kGuardBytes})});
   std::memset(static_cast<char*>(block.memory.data()) + bytes, kGuard, static_cast<std::size_t>(kGuardBytes));
   poison(block);
   return block;
@@ -36,7 +36,7 @@ void* PoisonedMemory::output(std::string_view name, DType dtype) {
   return add(std::string(name), dtype, TensorView{dtype, spec(name).shape, nullptr}.bytes()).memory.data();
 }
 
-void* PoisonedMemory::scratch(std::int64_t bytes) { return add("", DType::i8, bytes).memory.data(); }
+void* PoisonedMemory::scratch(std::int64_t bytes) { return add("", DType::s8, bytes).memory.data(); }
 
 void PoisonedMemory::poison(int pattern) {
   pattern_ = pattern;
@@ -45,8 +45,9 @@ void PoisonedMemory::poison(int pattern) {
 
 void PoisonedMemory::poison(Block& block) {
   if (!block.name.empty() && !spec(block.name).initial.empty()) {
-    const Tensor start = convert(problem_[spec(block.name).initial].view(), block.dtype);
-    std::memcpy(block.memory.data(), start.data(), static_cast<std::size_t>(block.bytes));
+    const Tensor& given = problem_[spec(block.name).initial];
+    const Tensor start = given.dtype() == block.dtype ? Tensor() : convert(given.view(), block.dtype);
+    std::memcpy(block.memory.data(), start ? start.data() : given.data(), static_cast<std::size_t>(block.bytes));
     return;
   }
   auto* bytes = static_cast<char*>(block.memory.data());

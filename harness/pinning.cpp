@@ -8,12 +8,14 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
 #include <set>
 #include <string>
 #include <vector>
 
 #include "harness/flags.h"
 #include "model/error.h"
+#include "optimized/cpu/thread_team.h"
 
 namespace dsv2::harness {
 namespace {
@@ -37,17 +39,17 @@ bool is_set(const char* variable, const char* value) {
   fail("--pin: cannot start this program again with OMP_PROC_BIND set: ", std::strerror(errno));
 }
 
-/// How many of `threads` threads have a set of CPUs that no other one has, as the kernel sees them.
+/// How many of the threads of a team have a set of CPUs that no other one has, as the kernel sees them.
 std::size_t threads_apart(int threads) {
+  std::mutex mutex;
   std::set<std::string> masks;
-#pragma omp parallel num_threads(threads)
-  {
+  cpu::ThreadTeam(threads).run(threads, 1, cpu::Split::even, [&](cpu::Range) {
     cpu_set_t set;
     CPU_ZERO(&set);
-    if (sched_getaffinity(0, sizeof set, &set) == 0)
-#pragma omp critical
-      masks.emplace(reinterpret_cast<const char*>(&set), sizeof set);
-  }
+    if (sched_getaffinity(0, sizeof set, &set) != 0) return;
+    const std::lock_guard lock(mutex);
+    masks.emplace(reinterpret_cast<const char*>(&set), sizeof set);
+  });
   return masks.size();
 }
 

@@ -19,8 +19,15 @@ constexpr double kLowPrecisionFactor = 2.0;  // times the framework's own bf16 e
 // Else: relative L2 from the double reference on the rounded weights.
 constexpr double kBf16Bound = 0.025, kQuantisedBound = 0.02;
 
-bool low_precision(const Options& o) { return o.dtype != DType::f32; }
-double low_precision_bound(const Options& o) { return is_quantised(o.dtype) ? kQuantisedBound : kBf16Bound; }
+/// Rounding of the arithmetic and of an int8 cache is independent, so that errors add up in squares: each has the bound
+/// to itself. The reference cannot keep such rows, and in a prefill all of them are new.
+double low_precision_bound(const Options& o) {
+  const double arithmetic = is_quantised(o.dtype) ? kQuantisedBound : o.dtype != DType::f32 ? kBf16Bound : 0;
+  const double cache = o.kv_dtype == DType::i8 ? kBf16Bound : 0;
+  return arithmetic + cache == 0 ? kBf16Bound : std::hypot(arithmetic, cache);
+}
+
+bool low_precision(const Options& o) { return o.dtype != DType::f32 || o.kv_dtype != DType::f32; }
 
 std::string layer_name(std::string pattern, std::int64_t layer) {
   if (const auto at = pattern.find("{i}"); at != std::string::npos) pattern.replace(at, 3, std::to_string(layer));
@@ -87,9 +94,10 @@ class CaseRun {
       : golden_(golden),
         config_(golden.config),
         options_(options),
+        bound_(low_precision_bound(options.decoder)),
         is_reference_(backend.name == reference::backend().name) {
     const auto stored = Weights::load(golden.weights_path, config_);
-    weights_ = low_precision(options.decoder) ? Weights::rounded(stored, config_, options.decoder.dtype) : stored;
+    weights_ = options.decoder.dtype != DType::f32 ? Weights::rounded(stored, config_, options.decoder.dtype) : stored;
     decoder_ = backend.create(config_, weights_, options.decoder);
     if (!is_reference_ && (options.taps || low_precision(options.decoder)))
       oracle_ = reference::backend().create(config_, weights_, Options{});
@@ -166,11 +174,13 @@ class CaseRun {
       oracle_probe = oracle_cache->clone();
       tested_probe = oracle_cache->length() > 0 ? decoder_->make_cache(oracle_cache->to_legacy())
                                                 : decoder_->make_cache(oracle_cache->batch(), oracle_cache->capacity());
+      if (oracle_cache->length() > 0 && low_precision(options_.decoder))
+        oracle_probe = oracle_->make_cache(tested_probe->to_legacy());  // the rows as they are stored
     }
     probe.cache = oracle_probe.get();
     probe.taps = &right;
     oracle_->forward(probe);
-    const DType stored = low_precision(options_.decoder) ? DType::bf16 : DType::f32;
+    const Precision stored = precision_of(options_.decoder);
     ForcingSink alone(right, config_, stored, total, weights_.get());
     probe.cache = tested_probe.get();
     probe.taps = &alone;
@@ -191,13 +201,12 @@ class CaseRun {
 
   /// Other experts are excused where the gate's logits are as near as low precision gets them, and counted.
   Comparison judge_change(const RouteChange& change, std::int64_t row) const {
-    const double bound = 2 * low_precision_bound(options_.decoder);
     Comparison c;
     c.name = concat("layers.", change.layer, ".mlp.gate.topk_idx");
     c.worst = {row};
-    c.rule = concat("other experts only where the gate's logits are within ", bound, " (relative L2)");
+    c.rule = concat("other experts only where the gate's logits are within ", 2 * bound_, " (relative L2)");
     c.relative_l2 = change.logits_distance;
-    c.bound = bound;
+    c.bound = 2 * bound_;
     c.budget_used = c.relative_l2 / c.bound;
     c.passed = c.relative_l2 <= c.bound;
     c.zeros = true;
@@ -340,16 +349,20 @@ class CaseRun {
       c.zeros = true;
       return c;
     }
-    if (want.dtype == DType::i64) return compare_exact(tensor_name, got, want, rows);
-    if (framework && !is_quantised(options_.decoder.dtype)) {
+    if (want.dtype == DType::i64) {
+      // The oracle's, too: its weights are rounded, so that it may choose otherwise than what is stored.
+      const Tensor right = is_reference_ ? Tensor() : oracle.fetch(kind, layer, config_);
+      return compare_exact(tensor_name, got, right ? right.view() : want, rows);
+    }
+    // The framework quantises nothing.
+    if (framework && !is_quantised(options_.decoder.dtype) && options_.decoder.kv_dtype != DType::i8) {
       const double own = relative_l2(framework, want, rows);
       return compare_relative_l2(tensor_name, got, want, kLowPrecisionFactor * own,
                                  concat("relative L2 <= ", kLowPrecisionFactor, " x the framework's own ", own), rows);
     }
     const Tensor right = is_reference_ ? convert(got, DType::f64) : oracle.fetch(kind, layer, config_);
-    return compare_relative_l2(
-        tensor_name, got, right.view(), low_precision_bound(options_.decoder),
-        concat("relative L2 <= ", low_precision_bound(options_.decoder), " from the double reference"), rows);
+    return compare_relative_l2(tensor_name, got, right.view(), bound_,
+                               concat("relative L2 <= ", bound_, " from the double reference"), rows);
   }
 
   void compare_cache(const std::map<std::string, std::string>& pattern, const Caches& caches,
@@ -378,9 +391,8 @@ class CaseRun {
         if (right.empty() || std::find(caches.diverged.begin(), caches.diverged.end(), true) != caches.diverged.end())
           continue;
         const auto& want = right[static_cast<std::size_t>(i)];
-        record.add(compare_relative_l2(
-            tensor_name, view, (p == 0 ? want.first : want.second).view(), low_precision_bound(options_.decoder),
-            concat("relative L2 <= ", low_precision_bound(options_.decoder), " from the double reference"), rows));
+        record.add(compare_relative_l2(tensor_name, view, (p == 0 ? want.first : want.second).view(), bound_,
+                                       concat("relative L2 <= ", bound_, " from the double reference"), rows));
       }
     }
   }
@@ -425,10 +437,9 @@ class CaseRun {
         for (std::int64_t b = 0; b < B; ++b)
           flags.push_back(all_flags[static_cast<std::size_t>((b + 1) * inputs.tokens() - 1)]);
         if (std::find(flags.begin(), flags.end(), true) != flags.end())
-          record.add(compare_relative_l2(
-              concat(g.id, ".logits step ", step), tested.out.logits.view(), oracle.out.logits.view(),
-              low_precision_bound(options_.decoder),
-              concat("relative L2 <= ", low_precision_bound(options_.decoder), " from the double reference"), flags));
+          record.add(compare_relative_l2(concat(g.id, ".logits step ", step), tested.out.logits.view(),
+                                         oracle.out.logits.view(), bound_,
+                                         concat("relative L2 <= ", bound_, " from the double reference"), flags));
         const std::vector<std::int64_t> right = argmax_last(oracle.out.logits.view());
         for (std::size_t b = 0; b < right.size(); ++b) flips += right[b] != chosen[b];
         chosen = right;
@@ -462,6 +473,7 @@ class CaseRun {
   const GoldenCase& golden_;
   const Config& config_;
   const CaseOptions& options_;
+  const double bound_;  // of low precision
   const bool is_reference_;
   std::shared_ptr<const Weights> weights_;
   std::unique_ptr<Decoder> decoder_, oracle_;

@@ -34,7 +34,7 @@ const OpKernel kArgmax{"argmax",
 bool is_stored(std::string_view input) {
   for (const std::string_view name : {"weight", "bias", "gate_proj", "up_proj", "down_proj", "k1", "k2", "v"})
     if (input == name) return true;
-  return input.starts_with("cached_");
+  return input.starts_with("cached_") || input.ends_with("_scales");
 }
 
 void fail_record(Record& record, std::string what, const std::string& reason) {

@@ -156,13 +156,19 @@ RoutingComparison compare_routing(std::string_view tap, const TensorView& got, c
   return result;
 }
 
+Precision precision_of(const Options& options) {
+  Precision p(options.dtype == DType::f32 ? DType::f32 : DType::bf16, options.kv_dtype);
+  p.roundings = is_quantised(options.dtype) ? 2 : 1;
+  return p;
+}
+
 DerivedBound bound_at(std::string_view tap, const Config& config, Precision stored, std::int64_t total) {
   const std::int64_t reduction = reduction_length(tap, config, total);
   if (stored.activations == DType::f64) return {DType::f64, reduction, DType::f64};
   DType dtype = is_f32_op(tap) ? DType::f32 : stored.activations;
   if (tap.find(".cache.") != std::string_view::npos) dtype = stored.kv_cache;
-  if (tap.ends_with(".attn_output") && unit_roundoff(stored.kv_cache) > unit_roundoff(dtype)) dtype = stored.kv_cache;
-  return {dtype, reduction};
+  if (tap.ends_with(".attn_output") && storage_unit(stored.kv_cache) > storage_unit(dtype)) dtype = stored.kv_cache;
+  return {dtype, reduction, DType::f32, dtype == DType::bf16 ? stored.roundings : 1};
 }
 
 std::string cache_tap(std::int64_t layer, std::string_view part) {

@@ -11,6 +11,7 @@
 
 #include "harness/compare.h"
 #include "model/config.h"
+#include "model/decoder.h"
 #include "model/taps.h"
 #include "model/weights.h"
 
@@ -37,9 +38,13 @@ class RecordingSink final : public TapSink {
 /// What a decoder stores; sums are f32, but for a decoder that is f64 throughout.
 struct Precision {
   DType activations = DType::f32, kv_cache = DType::f32;
+  int roundings = 1;  ///< of what meets in a product: 2 where the matrix is rounded to the dtype of activations, too
   Precision(DType both) : activations(both), kv_cache(both) {}  // NOLINT(google-explicit-constructor): the usual case
   Precision(DType of_activations, DType of_kv_cache) : activations(of_activations), kv_cache(of_kv_cache) {}
 };
+
+/// Of a decoder with these options. int8 and int4 matrices meet many rows in bf16, both rounded to it.
+Precision precision_of(const Options& options);
 
 /// Compares each tap with the recording of a decoder that is right, then overwrites it with the recorded value, so that
 /// the next op starts from the right input: what is compared is the error of one op, not of all before it.

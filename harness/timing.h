@@ -23,7 +23,7 @@ struct Timer {
   std::function<std::int64_t()> now_ns;     ///< never falls
   std::function<void()> flush_caches = {};  ///< before each cold run, untimed
 };
-/// The steady clock; flushes the caches that `threads` OpenMP threads use (flush_caches() in machine.h).
+/// The steady clock; flushes the caches that a team of `threads` uses (flush_caches() in machine.h).
 Timer system_timer(int threads = 1);
 
 struct TimingOptions {

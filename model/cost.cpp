@@ -97,6 +97,20 @@ class Pricer {
     return end();
   }
 
+  /// Of one layer, what the forms of MLA do differently.
+  struct MlaFlops {
+    double kv_b_proj, attention;
+    double total() const { return kv_b_proj + attention; }
+  };
+  MlaFlops mla_flops(MlaForm form) const {
+    const double H = static_cast<double>(c_.num_attention_heads), R = static_cast<double>(c_.kv_lora_rank);
+    const double nope = static_cast<double>(c_.qk_nope_head_dim), v = static_cast<double>(c_.v_head_dim);
+    const double r = static_cast<double>(c_.qk_rope_head_dim);
+    const bool absorbed = form == MlaForm::absorbed;
+    return {.kv_b_proj = 2 * (absorbed ? N_ : B_ * T_) * H * (nope + v) * R,
+            .attention = 2 * pairs_ * H * (absorbed ? 2 * R + r : nope + r + v)};
+  }
+
  private:
   void begin(std::string kind) {
     layer_ = {};
@@ -163,14 +177,15 @@ class Pricer {
     rope(r, (H + 1) * r);
     kv_write(R + r);
     const double cached = B_ * T_ * kv_row_bytes(), kv_b = H * (nope + v) * R;
+    const auto [kv_b_flops, attention_flops] = mla_flops(form);
     if (form == MlaForm::absorbed) {
-      add("mla_absorb", "self_attn.kv_b_proj", 2 * N_ * kv_b, kv_b * matrix_bytes(w_.dtype), 0,
+      add("mla_absorb", "self_attn.kv_b_proj", kv_b_flops, kv_b * matrix_bytes(w_.dtype), 0,
           N_ * H * (nope + v + 2 * R));
-      add("attention", "self_attn.attention", 2 * pairs_ * H * (2 * R + r), 0, cached, N_ * H * (2 * R + r));
+      add("attention", "self_attn.attention", attention_flops, 0, cached, N_ * H * (2 * R + r));
     } else {
-      add("linear", "self_attn.kv_b_proj", 2 * B_ * T_ * kv_b, kv_b * matrix_bytes(w_.dtype), cached,
+      add("linear", "self_attn.kv_b_proj", kv_b_flops, kv_b * matrix_bytes(w_.dtype), cached,
           B_ * T_ * (R + H * (nope + v)));
-      add("attention", "self_attn.attention", 2 * pairs_ * H * (nope + r + v), 0, 0,
+      add("attention", "self_attn.attention", attention_flops, 0, 0,
           N_ * H * (nope + r + v) + B_ * T_ * H * (nope + r + v));
     }
     projection("o_proj", D, H * v, c_.attention_bias);
@@ -248,11 +263,14 @@ Bytes& Bytes::operator+=(const Bytes& other) {
   return *this;
 }
 
-Cost cost(const Config& config, const Workload& work) {
+Cost cost(const Config& config, const Workload& work) { return price(config, work, mla_form(config, work)); }
+
+MlaForm mla_form(const Config& config, const Workload& work) {
   check(config, work);
-  if (!config.use_mla || work.mla_form != MlaForm::automatic) return price(config, work, work.mla_form);
-  Cost absorbed = price(config, work, MlaForm::absorbed), expanded = price(config, work, MlaForm::expanded);
-  return absorbed.flops <= expanded.flops ? absorbed : expanded;
+  if (!config.use_mla || work.mla_form != MlaForm::automatic) return work.mla_form;
+  const Pricer pricer(config, work);
+  const bool absorbed = pricer.mla_flops(MlaForm::absorbed).total() <= pricer.mla_flops(MlaForm::expanded).total();
+  return absorbed ? MlaForm::absorbed : MlaForm::expanded;
 }
 
 ParameterCount count_parameters(const Config& c) {

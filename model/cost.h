@@ -69,6 +69,8 @@ struct ParameterCount {
 ParameterCount count_parameters(const Config& config);
 /// Throws Error naming the field of a workload that is none.
 Cost cost(const Config& config, const Workload& work);
+/// The form of MLA that cost() prices, without pricing it: for a decoder to ask at every step.
+MlaForm mla_form(const Config& config, const Workload& work);
 /// Parameters of one part, for figures quoted by part: attention of a layer (norms of the low-rank steps
 /// included), the MLP or MoE block of `layer`.
 std::int64_t attention_parameters(const Config& config);

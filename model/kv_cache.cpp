@@ -1,9 +1,26 @@
 #include "model/kv_cache.h"
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <utility>
 
 namespace dsv2 {
+namespace {
+
+constexpr DType kScale = DType::bf16;  // of the scales of int8 rows
+constexpr float kQuantisedMax = 127;
+
+/// The first `length` rows of each head, between arrays [., capacity, ...] of two capacities.
+void copy_heads(const Tensor& from, Tensor& into, std::int64_t heads, std::int64_t length) {
+  const auto bytes = [&](const Tensor& t) { return heads ? t.view().bytes() / heads : 0; };
+  const std::int64_t capacity = into.dim(2), row = capacity ? bytes(into) / capacity : 0;
+  for (std::int64_t h = 0; h < heads; ++h)
+    std::memcpy(static_cast<char*>(into.data()) + h * bytes(into),
+                static_cast<const char*>(from.data()) + h * bytes(from), static_cast<std::size_t>(length * row));
+}
+
+}  // namespace
 
 std::array<CachePart, 2> cache_parts(const Config& c) {
   if (c.use_mla) return {{{"k_pe", 1, c.qk_rope_head_dim}, {"compressed_kv", 1, c.kv_lora_rank}}};
@@ -11,9 +28,36 @@ std::array<CachePart, 2> cache_parts(const Config& c) {
 }
 
 std::int64_t kv_bytes_per_token(const Config& c, DType kv_dtype) {
-  std::int64_t elements = 0;
-  for (const CachePart& part : cache_parts(c)) elements += part.heads * part.dim;
-  return c.num_hidden_layers * elements * bits(kv_dtype) / 8;
+  std::int64_t bytes = 0;
+  for (const CachePart& part : cache_parts(c))
+    bytes += part.heads * (part.dim * bits(kv_dtype) / 8 + (kv_dtype == DType::i8 ? bits(kScale) / 8 : 0));
+  return c.num_hidden_layers * bytes;
+}
+
+void quantise_row(const float* x, std::int64_t dim, std::int8_t* q, bf16_t* s) {
+  float largest = 0;
+  bool finite = true;
+  for (std::int64_t i = 0; i < dim; ++i) {
+    finite = finite && std::isfinite(x[i]);
+    largest = std::max(largest, std::fabs(x[i]));
+  }
+  *s = to_bf16(finite ? largest / kQuantisedMax : std::numeric_limits<float>::quiet_NaN());
+  const float scale = to_float(*s);
+  const bool empty = !(scale >= std::numeric_limits<float>::min());
+  if (empty && finite) *s = to_bf16(0);
+  const float inverse = empty ? 0 : 1 / scale;
+  for (std::int64_t i = 0; i < dim; ++i) q[i] = empty ? 0 : static_cast<std::int8_t>(std::nearbyint(x[i] * inverse));
+}
+
+Tensor widen_quantised(const TensorView& rows, const TensorView& scales) {
+  const std::int64_t dim = rows.dim(-1);
+  Tensor wide(DType::f32, rows.shape);
+  const auto q = rows.as<std::int8_t>();
+  const auto s = scales.as<bf16_t>();
+  const auto to = wide.as<float>();
+  for (std::size_t i = 0; i < q.size(); ++i)
+    to[i] = to_float(s[i / static_cast<std::size_t>(dim)]) * static_cast<float>(q[i]);
+  return wide;
 }
 
 void validate_legacy(const LegacyCache& cache, const Config& c) {
@@ -40,19 +84,39 @@ HostKvCache::HostKvCache(const Config& config, std::int64_t batch, std::int64_t 
     : parts_(cache_parts(config)), batch_(batch), capacity_(capacity), dtype_(dtype) {
   DSV2_CHECK(batch >= 1, "cache batch: expected at least 1, found ", batch);
   DSV2_CHECK(capacity >= 0, "cache capacity: expected at least 0, found ", capacity);
-  layers_.resize(static_cast<std::size_t>(config.num_hidden_layers));
+  DSV2_CHECK(dtype == DType::f64 || dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::i8,
+             "cache dtype: expected f64, f32, bf16 or int8, found ", name(dtype));
+  allocate(config.num_hidden_layers);
+}
+
+void HostKvCache::allocate(std::int64_t layers) {
+  layers_.resize(static_cast<std::size_t>(layers));
   for (auto& layer : layers_)
-    for (std::size_t p = 0; p < 2; ++p) layer[p] = Tensor(dtype, {batch, parts_[p].heads, capacity, parts_[p].dim});
+    for (std::size_t p = 0; p < 2; ++p) {
+      layer[p].rows =
+          Tensor(dtype_ == DType::i8 ? DType::s8 : dtype_, {batch_, parts_[p].heads, capacity_, parts_[p].dim});
+      if (dtype_ == DType::i8) layer[p].scales = Tensor(kScale, {batch_, parts_[p].heads, capacity_});
+    }
 }
 
 std::unique_ptr<HostKvCache> HostKvCache::from_legacy(const LegacyCache& legacy, const Config& config, DType dtype) {
   validate_legacy(legacy, config);
   const std::int64_t length = legacy.front().first.dim(2);
   auto cache = std::make_unique<HostKvCache>(config, legacy.front().first.dim(0), length, dtype);
-  for (std::size_t i = 0; i < legacy.size(); ++i) {
-    cache->layers_[i][0] = convert(legacy[i].first.view(), dtype);
-    cache->layers_[i][1] = convert(legacy[i].second.view(), dtype);
-  }
+  for (std::size_t i = 0; i < legacy.size(); ++i)
+    for (std::size_t p = 0; p < 2; ++p) {
+      const TensorView given = (p == 0 ? legacy[i].first : legacy[i].second).view();
+      Part& part = cache->layers_[i][p];
+      if (dtype != DType::i8) {
+        part.rows = convert(given, dtype);
+        continue;
+      }
+      const std::int64_t dim = given.dim(3);
+      const std::vector<float> rows = widen<float>(given);
+      for (std::int64_t r = 0; r < part.scales.size(); ++r)
+        quantise_row(rows.data() + r * dim, dim, part.rows.as<std::int8_t>().data() + r * dim,
+                     part.scales.as<bf16_t>().data() + r);
+    }
   cache->length_ = length;
   return cache;
 }
@@ -69,16 +133,13 @@ std::unique_ptr<KvCache> HostKvCache::clone() const {
 
 HostKvCache::HostKvCache(const HostKvCache& other, Reallocate to)
     : parts_(other.parts_), batch_(other.batch_), capacity_(to.capacity), length_(other.length_), dtype_(other.dtype_) {
-  layers_.resize(other.layers_.size());
+  allocate(other.layer_count());
   for (std::size_t i = 0; i < layers_.size(); ++i) {
     for (std::size_t p = 0; p < 2; ++p) {
-      layers_[i][p] = Tensor(dtype_, {batch_, parts_[p].heads, capacity_, parts_[p].dim});
-      const std::int64_t row = parts_[p].dim * bits(dtype_) / 8;
-      const auto* from = static_cast<const char*>(other.layers_[i][p].data());
-      auto* into = static_cast<char*>(layers_[i][p].data());
-      for (std::int64_t h = 0; h < batch_ * parts_[p].heads; ++h)
-        std::memcpy(into + h * capacity_ * row, from + h * other.capacity_ * row,
-                    static_cast<std::size_t>(length_ * row));
+      const Part& from = other.layers_[i][p];
+      Part& into = layers_[i][p];
+      copy_heads(from.rows, into.rows, batch_ * parts_[p].heads, length_);
+      if (dtype_ == DType::i8) copy_heads(from.scales, into.scales, batch_ * parts_[p].heads, length_);
     }
   }
 }
@@ -86,7 +147,7 @@ HostKvCache::HostKvCache(const HostKvCache& other, Reallocate to)
 std::int64_t HostKvCache::bytes() const {
   std::int64_t sum = 0;
   for (const auto& layer : layers_)
-    for (const Tensor& part : layer) sum += part.view().bytes();
+    for (const Part& part : layer) sum += part.rows.view().bytes() + (part.scales ? part.scales.view().bytes() : 0);
   return sum;
 }
 
@@ -94,8 +155,10 @@ LegacyCache HostKvCache::to_legacy() const {
   const HostKvCache exact(*this, Reallocate{length_});
   const DType wide = dtype_ == DType::f64 ? DType::f64 : DType::f32;
   LegacyCache legacy;
-  for (const auto& layer : exact.layers_)
-    legacy.push_back({convert(layer[0].view(), wide), convert(layer[1].view(), wide)});
+  const auto widened = [&](const Part& part) {
+    return part.scales ? widen_quantised(part.rows.view(), part.scales.view()) : convert(part.rows.view(), wide);
+  };
+  for (const auto& layer : exact.layers_) legacy.push_back({widened(layer[0]), widened(layer[1])});
   return legacy;
 }
 

@@ -22,7 +22,8 @@ struct OpOutput {
 
 /// An op with its inputs, in host memory. B, S, ... as in golden/FORMAT.md, N = B*S tokens, C >= T rows of a cache's
 /// capacity. Activations are f32, matrices of any dtype that Weights holds, cached rows of the KV dtype; `?`: may be
-/// absent. Rows from T on of a cached array are not the op's to read or write.
+/// absent. Rows from T on of a cached array are not the op's to read or write. Beside an int8 cached array lie its
+/// scales, bf16, one for each row (quantise_row()): input and output of the name scales_of() gives.
 ///
 ///     embedding               weight [V,D], ids [N] i64                                -> y [N,D]
 ///     rms_norm                x [N,D], weight [D] f32 (eps of the config)              -> y [N,D]
@@ -62,6 +63,9 @@ struct OpProblem {
   }
   std::int64_t rows() const { return call.batch * call.tokens; }  ///< N
 };
+
+/// "k1" -> "k1_scales"
+inline std::string scales_of(std::string_view cached) { return std::string(cached) + "_scales"; }
 
 /// Memory for one prepared op, valid as long as what prepares it; 64-byte aligned. Whoever runs the op fills all of it
 /// with poison before each run (outputs that start as an input, with that) and may watch what lies behind it.

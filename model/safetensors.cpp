@@ -23,7 +23,7 @@ struct DTypeRow {
   std::optional<DType> dtype;
 };
 constexpr DTypeRow kDTypes[] = {
-    {"BOOL", 1, {}},        {"U8", 1, {}},          {"I8", 1, DType::i8},   {"F8_E4M3", 1, {}},
+    {"BOOL", 1, {}},        {"U8", 1, {}},          {"I8", 1, DType::s8},   {"F8_E4M3", 1, {}},
     {"F8_E5M2", 1, {}},     {"I16", 2, {}},         {"U16", 2, {}},         {"I32", 4, {}},
     {"U32", 4, {}},         {"U64", 8, {}},         {"F16", 2, DType::f16}, {"BF16", 2, DType::bf16},
     {"F32", 4, DType::f32}, {"F64", 8, DType::f64}, {"I64", 8, DType::i64},

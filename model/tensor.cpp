@@ -16,11 +16,12 @@ struct Row {
   int bits;
   double unit_roundoff;
 };
-constexpr std::array<Row, 7> kRows = {{{DType::f64, "f64", 64, 0x1p-53},
+constexpr std::array<Row, 8> kRows = {{{DType::f64, "f64", 64, 0x1p-53},
                                        {DType::f32, "f32", 32, 0x1p-24},
                                        {DType::bf16, "bf16", 16, 0x1p-8},
                                        {DType::f16, "f16", 16, 0x1p-11},
                                        {DType::i64, "i64", 64, 0},
+                                       {DType::s8, "s8", 8, 0},
                                        {DType::i8, "int8", 8, 0},
                                        {DType::i4, "int4", 4, 0}}};
 const Row& row(DType d) { return kRows[static_cast<std::size_t>(d)]; }
@@ -73,7 +74,9 @@ std::int64_t element_count(const Shape& shape) {
 
 std::int64_t array_bytes(DType dtype, const Shape& shape) {
   const std::int64_t count = element_count(shape);
-  if (!is_quantised(dtype) || shape.size() < 2 || count == 0) return (count * bits(dtype) + 7) / 8;
+  if (!is_quantised(dtype)) return count * bits(dtype) / 8;
+  DSV2_CHECK(shape.size() >= 2, name(dtype), ": expected a matrix, found shape ", to_string(shape));
+  if (count == 0) return 0;
   const std::int64_t rows = shape[shape.size() - 2], cols = shape.back();
   return count / (rows * cols) * ((rows + kQuantPanel - 1) / kQuantPanel) * quantised_panel_bytes(dtype, cols);
 }
@@ -96,8 +99,9 @@ double TensorView::at(std::int64_t i) const {
       return to_float(as<f16_t>()[i]);
     case DType::i64:
       return static_cast<double>(as<std::int64_t>()[i]);
-    case DType::i8:
+    case DType::s8:
       return as<std::int8_t>()[i];
+    case DType::i8:
     case DType::i4:
       break;
   }
@@ -143,7 +147,7 @@ void convert_span(std::span<const From> from, To* to) {
 template <class To>
 void convert_into(const TensorView& v, To* to) {
   if constexpr (std::is_same_v<To, float> || std::is_same_v<To, double>)
-    if (is_quantised(v.dtype) && v.shape.size() >= 2) {
+    if (is_quantised(v.dtype)) {
       const TensorView first{v.dtype, {v.dim(-2), v.dim(-1)}, v.data};
       const std::int64_t each = first.size();
       for (std::int64_t i = 0; each > 0 && i < v.size() / each; ++i)
@@ -162,8 +166,9 @@ void convert_into(const TensorView& v, To* to) {
       return convert_span(v.as<f16_t>(), to);
     case DType::i64:
       return convert_span(v.as<std::int64_t>(), to);
-    case DType::i8:
+    case DType::s8:
       return convert_span(v.as<std::int8_t>(), to);
+    case DType::i8:
     case DType::i4:
       break;
   }

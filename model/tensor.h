@@ -17,7 +17,9 @@
 
 namespace dsv2 {
 
-enum class DType : std::uint8_t { f64, f32, bf16, f16, i64, i8, i4 };
+/// i8 and i4: matrices in groups with scales (model/quantised.h). s8: plain bytes; rows of an int8 cache, whose scales
+/// lie beside them.
+enum class DType : std::uint8_t { f64, f32, bf16, f16, i64, s8, i8, i4 };
 
 /// "f32", "bf16", ...: the spelling of flags and reports.
 std::string_view name(DType dtype);
@@ -25,7 +27,6 @@ std::string_view name(DType dtype);
 std::optional<DType> parse_dtype(std::string_view text);
 /// Size of one element in bits (4 for i4), without scales.
 int bits(DType dtype);
-/// i8 and i4: of rank 2 and more, integers with scales in panels of rows (model/quantised.h); of rank 1, plain bytes.
 constexpr bool is_quantised(DType dtype) { return dtype == DType::i8 || dtype == DType::i4; }
 /// Unit roundoff: half the distance from 1 to the next number. f64 2^-53, f32 2^-24, f16 2^-11, bf16 2^-8; 0 for
 /// integers.
@@ -83,7 +84,7 @@ constexpr DType dtype_of<std::int64_t>() {
 }
 template <>
 constexpr DType dtype_of<std::int8_t>() {
-  return DType::i8;
+  return DType::s8;
 }
 
 /// A contiguous row-major array that somebody else owns. Empty (no data) means absent.
@@ -100,11 +101,10 @@ struct TensorView {
   /// Elements as T; throws Error unless T is this view's dtype. A quantised matrix has none.
   template <class T>
   std::span<const T> as() const {
-    DSV2_CHECK(dtype == dtype_of<T>() && !(is_quantised(dtype) && shape.size() > 1), "tensor has dtype ", name(dtype),
-               ", expected ", name(dtype_of<T>()));
+    DSV2_CHECK(dtype == dtype_of<T>(), "tensor has dtype ", name(dtype), ", expected ", name(dtype_of<T>()));
     return {static_cast<const T*>(data), static_cast<std::size_t>(size())};
   }
-  /// Element i, widened exactly (f64, f32, bf16, f16, i64, i8). For tests, comparison and printing, not for inner
+  /// Element i, widened exactly (f64, f32, bf16, f16, i64, s8). For tests, comparison and printing, not for inner
   /// loops.
   double at(std::int64_t i) const;
 };

@@ -96,8 +96,12 @@ Matrix<Scalar> cached_rows(const OpProblem& p, std::string_view name, std::int64
   if (!p.has(name)) return {};
   const Tensor& t = p[name];
   const std::int64_t heads = t.dim(1), capacity = t.dim(2), dim = t.dim(3);
-  return widen_rows<Scalar>({t.dtype(), {p.call.batch * heads * capacity, dim}, t.data()},
-                            (b * heads + head) * capacity, p.call.total);
+  const std::int64_t first = (b * heads + head) * capacity, T = p.call.total;
+  const TensorView all{t.dtype(), {p.call.batch * heads * capacity, dim}, t.data()};
+  if (t.dtype() != DType::s8) return widen_rows<Scalar>(all, first, T);
+  const Tensor wide = widen_quantised({DType::s8, {T, dim}, all.as<std::int8_t>().data() + first * dim},
+                                      {DType::bf16, {T}, p[scales_of(name)].template as<bf16_t>().data() + first});
+  return widen_rows<Scalar>(wide.view(), 0, T);
 }
 
 template <class Scalar>
@@ -202,6 +206,8 @@ void mlp(const OpProblem& p, OpMemory& memory) {
 }
 
 std::optional<std::string> unsupported(const OpProblem& p, const Options& options) {
+  if (p.op == "kv_write" && p["cached_first"].dtype() == DType::s8)
+    return "cached_first: expected f32 or bf16, found int8";  // the rows stay as wide as the arithmetic
   return backend().unsupported(p.config, options);
 }
 

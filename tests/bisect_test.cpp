@@ -392,11 +392,34 @@ TEST_F(Bisect, ADecoderThatThrowsIsJudgedUpToThere) {
 
 TEST_F(Bisect, ANarrowerCacheHasItsOwnBound) {
   Options options = one_thread();
-  options.kv_dtype = DType::bf16;
-  for (const char* preset : {"tiny-mha", "tiny-mla"}) {
-    const Bisection b = bisect(work_of(preset), cpu::backend().create, options);
-    ASSERT_EQ(b.first_out(), nullptr) << preset << ' ' << b.first_out()->tap;
+  for (const DType kv_dtype : {DType::bf16, DType::i8}) {
+    options.kv_dtype = kv_dtype;
+    for (const char* preset : {"tiny-mha", "tiny-mla"}) {
+      const Bisection b = bisect(work_of(preset), cpu::backend().create, options);
+      ASSERT_EQ(b.first_out(), nullptr) << preset << ' ' << b.first_out()->tap;
+    }
   }
+}
+
+TEST_F(Bisect, NamesTheFaultsOfAnInt8Cache) {
+  Options options = one_thread();
+  options.kv_dtype = DType::i8;
+  std::set<std::string_view> found;
+  for (const char* preset : {"tiny-mha", "tiny-mla"}) {
+    const BisectWork work = work_of(preset);
+    for (const Fault& fault : faults()) {
+      if (fault.where != Where::int8_cache) continue;
+      SCOPED_TRACE(concat(preset, ": ", fault.op, ": ", fault.name));
+      cpu::Kernels wrong = kernels_;
+      fault.inject(wrong);
+      const Bisection b = bisect(work, with(wrong), options);
+      if (!b.first_out()) continue;
+      EXPECT_TRUE(names(*b.first_out(), fault.op)) << b.first_out()->tap;
+      found.insert(fault.name);
+    }
+  }
+  for (const Fault& fault : faults())
+    EXPECT_EQ(found.contains(fault.name), fault.where == Where::int8_cache) << fault.name;
 }
 
 TEST_F(Bisect, TheLineNamesOpIndexCallAndValues) {

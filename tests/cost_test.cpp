@@ -80,11 +80,13 @@ TEST(Cost, DesignNotesModel) {
 
 TEST(Cost, MlaFormIsTheCheaperOne) {
   const Config c = Config::preset("ocr-mla-40l");
-  for (const std::int64_t tokens : {1, 16, 4096}) {
-    const Workload work{.tokens = tokens, .context = 4096};
+  for (const std::int64_t tokens : {1, 16, 64, 90, 100, 110, 128, 256, 1024, 4096}) {
+    const Workload work{.tokens = tokens, .context = 4096, .causal = tokens % 16 != 0};
     Workload absorbed = work, expanded = work;
     absorbed.mla_form = MlaForm::absorbed, expanded.mla_form = MlaForm::expanded;
     EXPECT_EQ(cost(c, work).flops, std::min(cost(c, absorbed).flops, cost(c, expanded).flops)) << tokens;
+    EXPECT_EQ(mla_form(c, work), cost(c, work).mla_form) << tokens;
+    EXPECT_EQ(mla_form(c, expanded), MlaForm::expanded);
   }
   EXPECT_EQ(cost(c, {.context = 4096}).mla_form, MlaForm::absorbed);
   EXPECT_EQ(cost(c, {.tokens = 4096, .context = 4096}).mla_form, MlaForm::expanded);

@@ -299,6 +299,41 @@ TEST_P(Cpu, MatchesTheReferenceOnBf16Weights) {
   }
 }
 
+TEST_P(Cpu, EachOpMatchesTheReferenceWithAnInt8Cache) {
+  constexpr double kBound = 2 * 0x1p-7;  // of attention; DerivedBound in harness/compare.h says why
+  options.kv_dtype = DType::i8;
+  for (const MlaForm form : {MlaForm::absorbed, MlaForm::expanded}) {
+    options.mla_form = form;
+    const auto ours = make(), theirs = make_reference();
+    const auto cache = ours->make_cache(2, 0);
+    for (const std::int64_t tokens : {33, 2, 1}) {
+      SCOPED_TRACE(concat(name(form), ", ", tokens, " tokens after ", cache->length()));
+      const auto same = cache->length() > 0 ? theirs->make_cache(cache->to_legacy()) : theirs->make_cache(2, tokens);
+      Inputs in = inputs(2, tokens);
+      Sink expected;
+      in.input.taps = &expected, in.input.cache = same.get();
+      theirs->forward(in.input);
+      int compared = 0;
+      Sink found([&](const std::string& name, const TensorView& view, void* data) {
+        const TensorView right = expected.seen.at(name).view();
+        if (view.dtype == DType::i64) {
+          std::memcpy(data, right.data, static_cast<std::size_t>(view.bytes()));
+          return;
+        }
+        const double bound = name.ends_with(".attn_output") ? kBound : f32_bound(config);
+        EXPECT_LE(relative_l2(view, right), bound) << name;
+        widen_into(right, static_cast<float*>(data));
+        ++compared;
+      });
+      in.input.taps = &found, in.input.cache = cache.get();
+      ours->forward(in.input);
+      EXPECT_GT(compared, 10 * config.num_hidden_layers);
+    }
+    EXPECT_EQ(cache->bytes(), 2 * cache->capacity() * kv_bytes_per_token(config, DType::i8));
+    if (!config.use_mla) break;
+  }
+}
+
 TEST_P(Cpu, NeitherThreadsNorTapsNorRepetitionChangeABit) {
   for (const DType dtype : {DType::f32, DType::bf16}) {
     weights = Weights::random(config, seed(), dtype);
@@ -443,7 +478,7 @@ TEST_P(Cpu, ReadsF16AndMixedAndUnalignedWeights) {
     const DType dtypes[] = {DType::f16, DType::bf16, DType::f32};
     const Tensor t = convert(from.at(name), dtypes[turn++ % 3]);
     const std::int64_t element = bits(t.dtype()) / 8;
-    Tensor& shifted = storage.emplace_back(DType::i8, Shape{t.view().bytes() + element});
+    Tensor& shifted = storage.emplace_back(DType::s8, Shape{t.view().bytes() + element});
     auto* data = static_cast<char*>(shifted.data()) + element;  // aligned to the element and no more
     std::memcpy(data, t.data(), static_cast<std::size_t>(t.view().bytes()));
     v = {t.dtype(), t.shape(), data};
@@ -490,7 +525,8 @@ TEST(CpuBackend, NamesWhatItLacks) {
     return message_of<Error>([&] { backend().create(config, weights, options); });
   };
   EXPECT_EQ(error([](Options& o) { o.dtype = DType::f16; }), "cpu: dtype: expected f32, bf16, int8 or int4, found f16");
-  EXPECT_EQ(error([](Options& o) { o.kv_dtype = DType::i8; }), "cpu: kv_dtype: expected f32 or bf16, found int8");
+  EXPECT_EQ(error([](Options& o) { o.kv_dtype = DType::i8; }), "");
+  EXPECT_EQ(error([](Options& o) { o.kv_dtype = DType::i4; }), "cpu: kv_dtype: expected f32, bf16 or int8, found int4");
   EXPECT_EQ(error([](Options& o) { o.threads = -1; }), "threads: expected 0 or more, found -1");
   const std::string isa = error([](Options& o) { o.isa = "avx9"; });
   EXPECT_TRUE(isa.starts_with("isa: expected one that this machine runs (portable")) << isa;
@@ -581,7 +617,7 @@ TEST_P(CpuOps, LinearWritesItsItemsAndNothingElse) {
     for (std::int64_t n = 0; n < N; ++n)
       for (std::int64_t k = 0; k < K; ++k) x[static_cast<std::size_t>(n * padded + k)] = normal(rng);
     for (float& w : weight) w = normal(rng);
-    Tensor panels(DType::i8, {packed_matrix_bytes(Arithmetic::f32, O, K)});
+    Tensor panels(DType::s8, {packed_matrix_bytes(Arithmetic::f32, O, K)});
     pack_matrix({DType::f32, {O, K}, weight.data()}, Arithmetic::f32, static_cast<std::byte*>(panels.data()));
     std::vector<float> results[2];
     for (const bool split : {false, true}) {

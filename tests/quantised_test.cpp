@@ -33,7 +33,7 @@ TEST(Quantised, BytesAreWhatTheLayoutSays) {
   EXPECT_EQ(array_bytes(DType::i8, {1280, 896}), 1280 * 896 * 17 / 16);  // 8.5 bits
   EXPECT_EQ(array_bytes(DType::i4, {17, 65}), 2 * 2 * 576);              // filled up
   EXPECT_EQ(array_bytes(DType::i4, {3, 17, 65}), 3 * 2 * 2 * 576);       // each matrix by itself
-  EXPECT_EQ(array_bytes(DType::i8, {100}), 100);                         // plain bytes
+  EXPECT_THROW(array_bytes(DType::i8, {100}), Error);                    // no matrix
   EXPECT_EQ(array_bytes(DType::i4, {0, 64}), 0);
 }
 

@@ -166,7 +166,7 @@ TEST(Load, RefusesMissingAndMisshapenTensors) {
 }
 
 TEST(Load, RefusesOtherDtypes) {
-  for (const DType dtype : {DType::f64, DType::i64}) {
+  for (const DType dtype : {DType::f64, DType::i64, DType::s8}) {
     Model m;
     const TemporaryFolder folder;
     const Tensor zeros(dtype, m.find(kUp).view.shape);

@@ -1,15 +1,8 @@
 #pragma once
 
-#include "optimized/cpu/types.h"
+#include "optimized/cpu/cached_rows.h"
 
 namespace dsv2::cpu {
-
-/// Rows that a query looks at: a matrix per (sequence, key head).
-struct KeyRows {
-  const void* data = nullptr;  // null: absent
-  Storage storage = Storage::f32;
-  std::int64_t batch_stride = 0, head_stride = 0, row_stride = 0;  // elements; head_stride 0: shared by all heads
-};
 
 /// softmax(scale (q1 k1^T + q2 k2^T) + mask) v, for MHA, GQA and both forms of MLA:
 ///
@@ -31,17 +24,21 @@ struct AttentionParams {
   const std::uint8_t* mask;             // 1: visible; null: causal only. Rank 2 [B,T]; rank 4 [B,S,T]
   std::int64_t mask_batch, mask_token;  // strides of mask; mask_token 0: rank 2, on top of causality
   const std::uint8_t* all_masked;       // [B,S]: 1 where no key is visible; null: nowhere
-  float* out;                           // attention: [B,S,H,dv]. attention_probabilities: [B,H,S,T]
+  bool rounds;               // q, and what it is multiplied with, may be rounded to bf16 where that is faster
+  std::int64_t query_block;  // queries of an item, 1..kQueryBlock
+  float* out;                // attention: [B,S,H,dv]. attention_probabilities: [B,H,S,T]
 };
 
 /// Items of attention: (sequence, key head, block of queries), attention_items(p) of them. Online softmax over blocks
-/// of keys that start at 0, so a query's numbers depend on nothing but its own keys. Items of attention_probabilities:
-/// (sequence, head, query), B*H*S of them.
-inline constexpr std::int64_t kQueryBlock = 16;
+/// of keys that start at 0, so a query's numbers depend on nothing but its own keys, unless it `rounds`: then also on
+/// whether it is alone with its key head. Items of attention_probabilities: (sequence, head, query), B*H*S of them.
+inline constexpr std::int64_t kQueryBlock = 64;
+/// d1 and d2 may be this much together.
+inline constexpr std::int64_t kMaxAttentionWidth = 8192;
 
 static constexpr std::int64_t attention_items(const AttentionParams& p) {
   const std::int64_t queries = p.tokens * (p.heads / p.key_heads);
-  return p.batch * p.key_heads * ((queries + kQueryBlock - 1) / kQueryBlock);
+  return p.batch * p.key_heads * ((queries + p.query_block - 1) / p.query_block);
 }
 
 }  // namespace dsv2::cpu

@@ -11,8 +11,8 @@ namespace dsv2::cpu {
 
 /// Options::dtype f32 multiplies stored weights (f32, bf16; f16 widened once) exactly as they are. bf16 additionally
 /// lets matrices stored in bf16 meet rows rounded to bf16 where the machine has instructions for that; norms, softmax,
-/// gate and all sums stay f32. kv_dtype f32 or bf16. A result depends neither on threads nor on other sequences of the
-/// batch.
+/// gate and all sums stay f32. kv_dtype f32, bf16 or int8. A result depends neither on threads nor on other sequences
+/// of the batch.
 Backend backend();
 
 /// Every op of model/op.h on the kernels of options.isa, with options.threads threads.

@@ -15,7 +15,7 @@ class Buffer {
   T* get(std::int64_t count) {
     if (count > capacity_) {
       memory_ = {};
-      memory_ = Tensor(DType::i8, {count * static_cast<std::int64_t>(sizeof(T))});
+      memory_ = Tensor(DType::s8, {count * static_cast<std::int64_t>(sizeof(T))});
       capacity_ = count;
     }
     return static_cast<T*>(memory_.data());

@@ -1,7 +1,6 @@
 // The decoder: one layer after the other, each op shared among the threads.
-#include <omp.h>
-
 #include <algorithm>
+#include <initializer_list>
 #include <utility>
 #include <vector>
 
@@ -22,7 +21,15 @@ namespace dsv2::cpu {
 namespace {
 
 constexpr float kLatentNormEps = 1e-6f;
-Storage storage_of(DType dtype) { return dtype == DType::bf16 ? Storage::bf16 : Storage::f32; }
+Storage storage_of(DType dtype) {
+  if (dtype == DType::i8) return Storage::i8;
+  return dtype == DType::bf16 ? Storage::bf16 : Storage::f32;
+}
+/// Bytes of an element.
+std::int64_t size_of(Storage storage) {
+  if (storage == Storage::i8) return 1;
+  return storage == Storage::bf16 ? sizeof(bf16_t) : sizeof(float);
+}
 
 /// One forward call on its way through the layers.
 struct Step {
@@ -57,16 +64,20 @@ struct Step {
             .storage = kv,
             .batch_stride = p.heads * cache.capacity() * p.dim,
             .head_stride = p.heads == 1 ? 0 : cache.capacity() * p.dim,
-            .row_stride = p.dim};
+            .row_stride = p.dim,
+            .scales = reinterpret_cast<const std::uint16_t*>(cache.scales(layer, part))};
   }
   /// All rows of one part of this layer's cache.
-  KeyRows cached(int part) const { return kv == Storage::f32 ? cached<float>(part) : cached<bf16_t>(part); }
+  KeyRows cached(int part) const {
+    if (kv == Storage::i8) return cached<std::int8_t>(part);
+    return kv == Storage::f32 ? cached<float>(part) : cached<bf16_t>(part);
+  }
 };
 
 /// The rows that a sequence b sees of what all see.
 KeyRows of_sequence(KeyRows rows, std::int64_t b) {
-  const std::int64_t size = rows.storage == Storage::f32 ? sizeof(float) : sizeof(bf16_t);
-  rows.data = static_cast<const char*>(rows.data) + b * rows.batch_stride * size;
+  rows.data = static_cast<const char*>(rows.data) + b * rows.batch_stride * size_of(rows.storage);
+  if (rows.scales) rows.scales += b * rows.batch_stride / rows.row_stride;
   return rows;
 }
 
@@ -76,7 +87,7 @@ class CpuDecoder final : public Decoder {
              const Kernels& kernels)
       : config_(config),
         options_(options),
-        run_(kernels, options.threads > 0 ? options.threads : omp_get_num_procs()),
+        run_(kernels, options.threads),
         weights_(std::move(weights), config, row_rounding(options, kernels)),
         scale_(softmax_scale(config)) {}
 
@@ -107,7 +118,7 @@ class CpuDecoder final : public Decoder {
   void append(const Step& step, int part, const float* x);
   const void* pack(const void* x, Storage storage, std::int64_t x_stride, const std::int64_t* rows, std::int64_t count,
                    std::int64_t width, Arithmetic arithmetic);
-  void linear(const void* packed, std::int64_t rows, const std::vector<Product>& products);
+  void linear(const void* packed, std::int64_t rows, std::initializer_list<Product> products);
   void attend(const Step& step, AttentionParams params);
   void mha(const Step& step, const PreparedLayer& w);
   void mla(const Step& step, const PreparedLayer& w);
@@ -134,6 +145,7 @@ class CpuDecoder final : public Decoder {
   Buffer<std::int64_t> topk_idx_, expert_tokens_;
   Buffer<std::uint8_t> all_masked_;
   Buffer<float> packed_, act_;  // packed rows; f32 is the widest form
+  std::vector<LinearSegment> linear_segments_;
   std::vector<ExpertSegment> segments_;
   std::vector<std::int64_t> expert_begin_;
 };
@@ -192,16 +204,17 @@ void CpuDecoder::rope(const Step& step, const float* x, std::int64_t token_strid
 void CpuDecoder::append(const Step& step, int part, const float* x) {
   const CachePart& p = step.cache.parts()[static_cast<std::size_t>(part)];
   const KeyRows rows = step.cached(part);
-  const std::int64_t size = step.kv == Storage::f32 ? sizeof(float) : sizeof(bf16_t);
+  const std::int64_t past = step.call.past;
   run_.kv_write({.x = x,
                  .x_stride = p.heads * p.dim,
-                 .y = static_cast<char*>(const_cast<void*>(rows.data)) + step.call.past * p.dim * size,
+                 .y = static_cast<char*>(const_cast<void*>(rows.data)) + past * p.dim * size_of(step.kv),
                  .storage = step.kv,
                  .head_stride = rows.head_stride,
                  .batch_stride = rows.batch_stride,
                  .tokens = step.call.tokens,
                  .heads = p.heads,
-                 .width = p.dim},
+                 .width = p.dim,
+                 .scales = rows.scales ? const_cast<std::uint16_t*>(rows.scales) + past : nullptr},
                 step.rows);
 }
 
@@ -220,10 +233,11 @@ const void* CpuDecoder::pack(const void* x, Storage storage, std::int64_t x_stri
   return y;
 }
 
-void CpuDecoder::linear(const void* packed, std::int64_t rows, const std::vector<Product>& products) {
-  const Matrix& first = products.front().matrix;
+void CpuDecoder::linear(const void* packed, std::int64_t rows, std::initializer_list<Product> products) {
+  const Matrix& first = products.begin()->matrix;
   const Arithmetic arithmetic = for_rows(first.arithmetic, rows);
-  std::vector<LinearSegment> segments;
+  std::vector<LinearSegment>& segments = linear_segments_;
+  segments.clear();
   for (const auto& [m, y] : products)
     segments.push_back({.x = packed, .weight = m.data, .bias = m.bias, .y = y, .y_stride = m.out, .out_width = m.out});
   run_.linear({.arithmetic = arithmetic,
@@ -275,6 +289,8 @@ AttentionParams CpuDecoder::attention_params(const Step& step) const {
           .mask_batch = step.mask.batch_stride,
           .mask_token = step.mask.token_stride,
           .all_masked = step.mask.all_masked,
+          .rounds = options_.dtype == DType::bf16,
+          .query_block = kQueryBlock,
           .out = nullptr};
 }
 
@@ -378,7 +394,8 @@ void CpuDecoder::mla_absorbed(const Step& step, const PreparedLayer& w, const fl
   // Each head's rows through its own W_uv.
   const Arithmetic arithmetic = for_rows(w.kv_b_proj.arithmetic, N * H);
   const auto packed = static_cast<const char*>(pack(latent_out, Storage::f32, R, nullptr, N * H, R, arithmetic));
-  std::vector<LinearSegment> segments;
+  std::vector<LinearSegment>& segments = linear_segments_;
+  segments.clear();
   for (std::int64_t h = 0; h < H; ++h)
     segments.push_back({.x = packed + h * packed_bytes(arithmetic, R),
                         .weight = w.kv_b_proj.w_uv[static_cast<std::size_t>(h)],
@@ -402,9 +419,17 @@ void CpuDecoder::mla_expanded(const Step& step, const PreparedLayer& w, const fl
   float* expanded = expanded_.get(T * width);
   for (std::int64_t b = 0; b < step.call.batch; ++b) {
     const KeyRows latent = of_sequence(step.cached(1), b);
+    const void* rows = latent.data;
+    if (step.kv == Storage::i8) {
+      float* wide = latent_out_.get(T * R);
+      run_.kv_widen({.rows = latent, .width = R, .y = wide}, T);
+      rows = wide;
+    }
+    const Storage storage = step.kv == Storage::i8 ? Storage::f32 : step.kv;
     const Arithmetic arithmetic = for_rows(w.kv_b_proj.arithmetic, T);
-    const void* packed = pack(latent.data, step.kv, R, nullptr, T, R, arithmetic);
-    std::vector<LinearSegment> segments;
+    const void* packed = pack(rows, storage, R, nullptr, T, R, arithmetic);
+    std::vector<LinearSegment>& segments = linear_segments_;
+    segments.clear();
     const auto add_segment = [&](const void* matrix, std::int64_t column, std::int64_t columns) {
       segments.push_back({.x = packed,
                           .weight = matrix,
@@ -602,9 +627,7 @@ ForwardOutput CpuDecoder::forward(const ForwardInput& input) {
   HostKvCache& cache = own_kind(input.cache ? *input.cache : *own);
   cache.reserve(T);
 
-  MlaForm form = options_.mla_form;
-  if (config_.use_mla && form == MlaForm::automatic)
-    form = cost(config_, {.batch = B, .tokens = S, .context = T, .causal = true, .logits = Logits::none}).mla_form;
+  const Workload work{.batch = B, .tokens = S, .context = T, .mla_form = options_.mla_form, .causal = true};
   const std::int64_t angles = N * config_.rope_dim() / 2;
   float *cos = cos_.get(angles), *sin = sin_.get(angles);
   rope_table(config_, call, cos, sin);
@@ -612,7 +635,7 @@ ForwardOutput CpuDecoder::forward(const ForwardInput& input) {
             .cache = cache,
             .kv = storage_of(cache.dtype()),
             .rows = N,
-            .mla_form = form,
+            .mla_form = mla_form(config_, work),
             .sink = input.taps,
             .cos = cos,
             .sin = sin,
@@ -647,11 +670,15 @@ ForwardOutput CpuDecoder::forward(const ForwardInput& input) {
   return out;
 }
 
-std::optional<std::string> unsupported(const Config&, const Options& options) {
+std::optional<std::string> unsupported(const Config& config, const Options& options) {
+  std::int64_t width = config.qk_head_dim();
+  if (config.use_mla) width = std::max(width, config.kv_lora_rank + config.qk_rope_head_dim);
+  if (width > kMaxAttentionWidth)
+    return concat("width of a key: expected at most ", kMaxAttentionWidth, ", found ", width);
   if (options.dtype != DType::f32 && options.dtype != DType::bf16 && !is_quantised(options.dtype))
     return concat("dtype: expected f32, bf16, int8 or int4, found ", name(options.dtype));
-  if (options.kv_dtype != DType::f32 && options.kv_dtype != DType::bf16)
-    return concat("kv_dtype: expected f32 or bf16, found ", name(options.kv_dtype));
+  if (options.kv_dtype != DType::f32 && options.kv_dtype != DType::bf16 && options.kv_dtype != DType::i8)
+    return concat("kv_dtype: expected f32, bf16 or int8, found ", name(options.kv_dtype));
   return std::nullopt;
 }
 

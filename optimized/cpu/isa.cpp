@@ -18,6 +18,7 @@ const Kernels kKernels = {
     .linear = linear,
     .rope = rope,
     .kv_write = kv_write,
+    .kv_widen = kv_widen,
     .attention = attention,
     .attention_probabilities = attention_probabilities,
     .mla_absorb = mla_absorb,

@@ -13,6 +13,7 @@ void unpack(const UnpackParams&, Range);
 void linear(const LinearParams&, Range);
 void rope(const RopeParams&, Range);
 void kv_write(const KvWriteParams&, Range);
+void kv_widen(const KvWidenParams&, Range);
 void attention(const AttentionParams&, Range);
 void attention_probabilities(const AttentionParams&, Range);
 void mla_absorb(const MlaAbsorbParams&, Range);

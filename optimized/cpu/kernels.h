@@ -4,6 +4,7 @@
 #include <string_view>
 
 #include "optimized/cpu/attention.h"
+#include "optimized/cpu/cached_rows.h"
 #include "optimized/cpu/embedding.h"
 #include "optimized/cpu/experts.h"
 #include "optimized/cpu/gate.h"
@@ -27,6 +28,7 @@ struct Kernels {
   void (*linear)(const LinearParams&, Range);
   void (*rope)(const RopeParams&, Range);
   void (*kv_write)(const KvWriteParams&, Range);
+  void (*kv_widen)(const KvWidenParams&, Range);
   void (*attention)(const AttentionParams&, Range);
   void (*attention_probabilities)(const AttentionParams&, Range);
   void (*mla_absorb)(const MlaAbsorbParams&, Range);

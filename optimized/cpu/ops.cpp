@@ -1,8 +1,6 @@
 // Each op of model/op.h on the kernels, shared among threads as the decoder does it.
 #include "model/op.h"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <memory>
 #include <utility>
@@ -43,7 +41,10 @@ struct Setup {
   }
 };
 
-Storage storage_of(const Tensor& t) { return t.dtype() == DType::bf16 ? Storage::bf16 : Storage::f32; }
+Storage storage_of(const Tensor& t) {
+  if (t.dtype() == DType::s8) return Storage::i8;
+  return t.dtype() == DType::bf16 ? Storage::bf16 : Storage::f32;
+}
 
 /// A matrix, or a stack of equal ones, as a decoder holds it.
 struct Packed {
@@ -60,7 +61,7 @@ Packed packed_matrix(const Setup& s, const Tensor& matrix) {
     return {static_cast<const std::byte*>(matrix.data()), arithmetic, each};
   // Not the op's memory, which is poisoned before each run: a decoder does this once.
   const auto panels = std::make_shared<Tensor>(
-      DType::i8, Shape{each * (matrix.size() / std::max<std::int64_t>(matrix.dim(-2) * matrix.dim(-1), 1))});
+      DType::s8, Shape{each * (matrix.size() / std::max<std::int64_t>(matrix.dim(-2) * matrix.dim(-1), 1))});
   pack_matrix(matrix.view(), arithmetic, static_cast<std::byte*>(panels->data()));
   s.kept.push_back(panels);
   return {static_cast<const std::byte*>(panels->data()), arithmetic, each};
@@ -165,6 +166,7 @@ Run kv_write(const Setup& s) {
     const std::int64_t heads = cache.dim(1), capacity = cache.dim(2), dim = cache.dim(3);
     const Storage storage = storage_of(cache);
     char* y = static_cast<char*>(s.memory.output(cached, cache.dtype()));
+    auto* scales = storage == Storage::i8 ? s.output<bf16_t>(scales_of(cached)) : nullptr;
     parts.push_back({.x = s.f32(rows),
                      .x_stride = heads * dim,
                      .y = y + s.p.call.past * dim * bits(cache.dtype()) / 8,
@@ -173,7 +175,8 @@ Run kv_write(const Setup& s) {
                      .batch_stride = heads * capacity * dim,
                      .tokens = s.p.call.tokens,
                      .heads = heads,
-                     .width = dim});
+                     .width = dim,
+                     .scales = scales ? reinterpret_cast<std::uint16_t*>(scales) + s.p.call.past : nullptr});
   }
   return [parts, runner = s.runner, rows = s.p.rows()] {
     for (const KvWriteParams& part : parts) runner.kv_write(part, rows);
@@ -184,11 +187,13 @@ KeyRows cached_rows(const Setup& s, std::string_view name) {
   if (!s.p.has(name)) return {};
   const Tensor& t = s.p[name];  // [B,heads,C,dim]
   const std::int64_t head = t.dim(2) * t.dim(3);
+  const bool quantised = t.dtype() == DType::s8;
   return {.data = t.data(),
           .storage = storage_of(t),
           .batch_stride = t.dim(1) * head,
           .head_stride = t.dim(1) == 1 ? 0 : head,
-          .row_stride = t.dim(3)};
+          .row_stride = t.dim(3),
+          .scales = quantised ? static_cast<const std::uint16_t*>(s.p[scales_of(name)].data()) : nullptr};
 }
 
 Run attention(const Setup& s) {
@@ -218,6 +223,8 @@ Run attention(const Setup& s) {
                          .mask_batch = mask.batch_stride,
                          .mask_token = mask.token_stride,
                          .all_masked = mask.all_masked,
+                         .rounds = s.options.dtype == DType::bf16,
+                         .query_block = kQueryBlock,
                          .out = s.output<float>("y")};
   return [params, runner = s.runner, &call, flags = const_cast<std::uint8_t*>(mask.all_masked)] {
     if (flags) attention_mask(call, flags);  // scratch is poisoned between runs
@@ -234,7 +241,7 @@ Run mla_absorb(const Setup& s) {
   // Head by head, as a decoder holds it.
   const std::int64_t keys = packed_matrix_bytes(stored, nope, R), values = packed_matrix_bytes(stored, v, R);
   auto* panels = static_cast<std::byte*>(
-      s.kept.emplace_back(std::make_shared<Tensor>(DType::i8, Shape{H * (keys + values)}))->data());
+      s.kept.emplace_back(std::make_shared<Tensor>(DType::s8, Shape{H * (keys + values)}))->data());
   const std::int64_t panel = panel_bytes(stored, R);
   const auto pack_rows = [&](std::int64_t first, std::int64_t count) {
     std::byte* const begin = panels;
@@ -432,11 +439,8 @@ Run prepare_with_kernels(const OpProblem& problem, const Options& options, OpMem
   for (const Row& row : kRows) {
     if (row.op != problem.op) continue;
     std::vector<std::shared_ptr<Tensor>> kept;
-    Run run = row.prepare({.p = problem,
-                           .options = options,
-                           .memory = memory,
-                           .runner = Runner(kernels, options.threads > 0 ? options.threads : omp_get_num_procs()),
-                           .kept = kept});
+    Run run = row.prepare(
+        {.p = problem, .options = options, .memory = memory, .runner = Runner(kernels, options.threads), .kept = kept});
     if (kept.empty()) return run;
     return [run = std::move(run), kept = std::move(kept)] { run(); };
   }

@@ -22,17 +22,4 @@ void rope(const RopeParams& p, Range items) {
   }
 }
 
-void kv_write(const KvWriteParams& p, Range items) {
-  for (std::int64_t i = items.begin; i < items.end; ++i) {
-    for (std::int64_t h = 0; h < p.heads; ++h) {
-      const float* x = p.x + i * p.x_stride + h * p.width;
-      const std::int64_t to = i / p.tokens * p.batch_stride + h * p.head_stride + i % p.tokens * p.width;
-      if (p.storage == Storage::f32)
-        __builtin_memcpy(static_cast<float*>(p.y) + to, x, static_cast<std::size_t>(p.width) * sizeof *x);
-      else
-        for (std::int64_t j = 0; j < p.width; ++j) static_cast<std::uint16_t*>(p.y)[to + j] = narrow(x[j]);
-    }
-  }
-}
-
 }  // namespace dsv2::cpu::DSV2_ISA

@@ -18,17 +18,4 @@ struct RopeParams {
   float* y;          // [N,H,d], not x
 };
 
-/// Copies rows into the cache in its element type, rounding to nearest even. Items: tokens, b * S + s.
-struct KvWriteParams {
-  const float* x;             // [B,S,K,d], tokens x_stride apart
-  std::int64_t x_stride;      // elements
-  void* y;                    // row 0 of the first new position of sequence 0, head 0: [B,K,capacity,d]
-  Storage storage;            // of y
-  std::int64_t head_stride;   // elements of y between heads
-  std::int64_t batch_stride;  // ... and between sequences
-  std::int64_t tokens;        // S
-  std::int64_t heads;         // K
-  std::int64_t width;         // d
-};
-
 }  // namespace dsv2::cpu

@@ -3,17 +3,20 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 
 #include "optimized/cpu/kernels.h"
 #include "optimized/cpu/panel.h"
-#include "optimized/cpu/parallel.h"
+#include "optimized/cpu/thread_team.h"
 
 namespace dsv2::cpu {
 
-/// Runs ops on `threads` threads. The parameters say all but the number of items where that is rows of an array.
+/// Runs ops on `threads` threads (0: one per core). The parameters say all but the number of items where that is rows
+/// of an array. Copies share one team: one op at a time.
 class Runner {
  public:
-  Runner(const Kernels& kernels, int threads) : kernels_(kernels), threads_(threads) {}
+  Runner(const Kernels& kernels, int threads)
+      : kernels_(kernels), team_(std::make_shared<ThreadTeam>(threads > 0 ? threads : available_cores())) {}
   const Kernels& kernels() const { return kernels_; }
 
   void embedding(const EmbeddingParams& p, std::int64_t rows) const { run(kernels_.embedding, p, rows, p.width); }
@@ -28,9 +31,13 @@ class Runner {
   }
   void rope(const RopeParams& p, std::int64_t rows) const { run(kernels_.rope, p, rows, p.heads * p.width); }
   void kv_write(const KvWriteParams& p, std::int64_t rows) const { run(kernels_.kv_write, p, rows, p.heads * p.width); }
-  void attention(const AttentionParams& p) const {
-    const std::int64_t queries = std::min(kQueryBlock, p.tokens * p.heads / p.key_heads);
-    run(kernels_.attention, p, attention_items(p), queries * p.total * (p.d1 + p.d2 + p.dv), 1,
+  void kv_widen(const KvWidenParams& p, std::int64_t rows) const { run(kernels_.kv_widen, p, rows, p.width); }
+  /// Blocks of queries as large as leave every thread one.
+  void attention(AttentionParams p) const {
+    const std::int64_t queries = p.tokens * p.heads / p.key_heads, heads = p.batch * p.key_heads;
+    const std::int64_t blocks = std::min<std::int64_t>((team_->threads() + heads - 1) / heads, queries);
+    p.query_block = std::min(kQueryBlock, (queries + blocks - 1) / blocks);
+    run(kernels_.attention, p, attention_items(p), p.query_block * p.total * (p.d1 + p.d2 + p.dv), 1,
         p.tokens > 1 ? Split::on_demand : Split::even);
   }
   void attention_probabilities(const AttentionParams& p) const {
@@ -74,12 +81,14 @@ class Runner {
   template <class Params>
   void run(void (*kernel)(const Params&, Range), const Params& params, std::int64_t items, std::int64_t work,
            std::int64_t grain = 1, Split split = Split::even) const {
-    const int threads = items * work < kMinWork ? 1 : threads_;
-    parallel_for(threads, items, grain, split, [&](Range range) { kernel(params, range); });
+    if (items * work >= kMinWork)
+      team_->run(items, grain, split, [&](Range range) { kernel(params, range); });
+    else if (items > 0)
+      kernel(params, {0, items});
   }
 
   Kernels kernels_;
-  int threads_;
+  std::shared_ptr<ThreadTeam> team_;
 };
 
 }  // namespace dsv2::cpu

@@ -22,6 +22,7 @@ constexpr int kWidth = 4;
 using V = float __attribute__((vector_size(4 * kWidth)));
 using U = std::uint32_t __attribute__((vector_size(4 * kWidth)));
 using H = std::uint16_t __attribute__((vector_size(2 * kWidth)));
+using B = std::int8_t __attribute__((vector_size(kWidth)));
 
 inline V broadcast(float x) { return V{} + x; }
 inline float widen(std::uint16_t bf16) { return __builtin_bit_cast(float, static_cast<std::uint32_t>(bf16) << 16); }
@@ -42,6 +43,17 @@ inline V load(const std::uint16_t* bf16) {
   __builtin_memcpy(&h, bf16, sizeof h);
   return (V)(__builtin_convertvector(h, U) << 16);
 }
+inline V load(const std::int8_t* p) {
+  B b;
+  __builtin_memcpy(&b, p, sizeof b);
+#if defined(__AVX512F__)
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)b));
+#elif defined(__AVX2__)
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(__builtin_bit_cast(long long, b))));
+#else
+  return __builtin_convertvector(b, V);
+#endif
+}
 /// The first n (less than kWidth) elements, then zeros.
 inline V load(const float* p, std::int64_t n) {
   V v{};
@@ -52,6 +64,11 @@ inline V load(const std::uint16_t* bf16, std::int64_t n) {
   H h{};
   __builtin_memcpy(&h, bf16, static_cast<std::size_t>(n) * sizeof *bf16);
   return (V)(__builtin_convertvector(h, U) << 16);
+}
+inline V load(const std::int8_t* p, std::int64_t n) {
+  std::int8_t b[kWidth] = {};
+  __builtin_memcpy(b, p, static_cast<std::size_t>(n));
+  return load(b);
 }
 inline void store(float* p, V v) { __builtin_memcpy(p, &v, sizeof v); }
 inline void store(float* p, V v, std::int64_t n) { __builtin_memcpy(p, &v, static_cast<std::size_t>(n) * sizeof *p); }
@@ -102,6 +119,9 @@ inline float sum(V v) {
   return out[0];
 }
 inline float max_lane(V v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps(v);
+#endif
   float m = v[0];
   for (int i = 1; i < kWidth; ++i) m = v[i] > m ? v[i] : m;
   return m;

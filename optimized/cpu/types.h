@@ -13,7 +13,7 @@ struct Range {
 };
 
 /// Element type of an array in memory.
-enum class Storage : std::uint8_t { f32, bf16 };
+enum class Storage : std::uint8_t { f32, bf16, i8 };  // i8: cached rows, each with its scale
 
 /// How a matrix is stored (panel.h) and multiplied, and therefore how the rows that meet it are packed (pack.h).
 /// Accumulation is f32 throughout.
