@@ -28,6 +28,7 @@ void add_dump(CLI::App& app, ExitCode& code);
 void add_generate(CLI::App& app, ExitCode& code);
 void add_init(CLI::App& app, ExitCode& code);
 void add_inspect(CLI::App& app, ExitCode& code);
+void add_quality(CLI::App& app, ExitCode& code);
 void add_quantize(CLI::App& app, ExitCode& code);
 void add_selftest(CLI::App& app, ExitCode& code);
 void add_report(CLI::App& app, ExitCode& code);

@@ -24,6 +24,7 @@ int main(int argc, char** argv) {
   dsv2::harness::add_cost(app, code);
   dsv2::harness::add_init(app, code);
   dsv2::harness::add_quantize(app, code);
+  dsv2::harness::add_quality(app, code);
   dsv2::harness::add_inspect(app, code);
   dsv2::harness::add_generate(app, code);
   dsv2::harness::add_dump(app, code);

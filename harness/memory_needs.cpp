@@ -21,7 +21,7 @@ MemoryNeeds memory_needs(const Config& config, const Backend& backend, DType sto
 
 void require_memory(const MemoryNeeds& needs, std::string_view model) {
   const std::array parts = {MemoryPart{"weights", needs.weights}, MemoryPart{"packed copies of them", needs.copies},
-                            MemoryPart{"the KV cache", needs.kv}};
+                            MemoryPart{"the KV cache", needs.kv}, MemoryPart{"checking it", needs.checking}};
   dsv2::require_memory(parts, model);
 }
 

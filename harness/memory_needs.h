@@ -16,7 +16,8 @@ struct MemoryNeeds {
       0;                    ///< drawn, or mapped: pages of files count, since reading them again at each step is no use
   std::int64_t copies = 0;  ///< that the backend makes of them
   std::int64_t kv = 0;      ///< of `batch` sequences of `context` tokens
-  std::int64_t total() const { return weights + copies + kv; }
+  std::int64_t checking = 0;  ///< while it is checked: the cache in f32 as it is handed over, and the oracle's
+  std::int64_t total() const { return weights + copies + kv; }  ///< that stays
   Json to_json() const;
 };
 

@@ -386,6 +386,9 @@ TEST(QuantizeCommand, RefusesInOneLine) {
   for (const char* dtype : {"int8", "bf16", "f32"})
     expect_refused(dsv2("generate --model " + f.out + " --prompt-ids 1 --dtype " + dtype),
                    {"--dtype: expected int4, as " + f.out + " is stored, found " + dtype});
+  expect_refused(dsv2("quality --model " + f.out), {"expected a checkpoint in floats", "found one in int4"});
+  expect_refused(dsv2("quality --model " + f.source + " --dtype q5_1"), {"--dtype: expected one of bf16", "found q5_1"});
+  expect_refused(dsv2("quality --model " + f.source + " --layers 9"), {"--layers: expected at most 3, found 9"});
   expect_refused(dsv2("bench --model " + f.out + " --dtype int4,int8"), {"--dtype: expected int4", "found int8"});
 }
 
