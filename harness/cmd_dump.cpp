@@ -13,7 +13,7 @@ namespace {
 struct DumpFlags {
   ModelFlags model;
   BackendFlags backend;
-  std::string dtype = "f32", prompt_ids, out;
+  std::string dtype, prompt_ids, out;
 };
 
 int run(const DumpFlags& flags) {
@@ -21,7 +21,7 @@ int run(const DumpFlags& flags) {
   const Config config = flags.model.config();
   const auto chosen = flags.backend.backends();
   DSV2_CHECK(chosen.size() == 1, "--backend: expected one to dump from, found ", chosen.size());
-  const Options options = flags.backend.options(flags.dtype);
+  const Options options = flags.backend.options(flags.model.dtype(flags.dtype, config, "f32"));
   if (const auto why = chosen.front()->unsupported(config, options)) fail(*why);
   const auto decoder = chosen.front()->create(config, flags.model.weights(config, options.dtype), options);
   OwnedInput input;
