@@ -303,6 +303,7 @@ void add_check(CLI::App& app, ExitCode& code) {
         flags->ops.empty() || (!flags->bisect && !flags->metamorphic && !flags->model.given() && flags->paths.empty()),
         "--op: expected without a path, --model, --preset, --bisect and --metamorphic, found one of them");
     if (!flags->ops.empty()) return void(code = static_cast<ExitCode>(run_ops(*flags)));
+    if (flags->model.given()) flags->dtypes = flags->model.dtypes(flags->dtypes, flags->model.config(), "f32");
     if (flags->dtypes.empty()) flags->dtypes.emplace_back("f32");
     DSV2_CHECK(!flags->model.given() || flags->bisect || flags->metamorphic,
                "--model, --preset: expected with --bisect or --metamorphic, found neither");

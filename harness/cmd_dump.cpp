@@ -13,7 +13,7 @@ namespace {
 struct DumpFlags {
   ModelFlags model;
   BackendFlags backend;
-  std::string dtype = "f32", prompt_ids, out;
+  std::string dtype, prompt_ids, out;
 };
 
 int run(const DumpFlags& flags) {
@@ -21,7 +21,7 @@ int run(const DumpFlags& flags) {
   const Config config = flags.model.config();
   const auto chosen = flags.backend.backends();
   DSV2_CHECK(chosen.size() == 1, "--backend: expected one to dump from, found ", chosen.size());
-  const Options options = flags.backend.options(flags.dtype);
+  const Options options = flags.backend.options(flags.model.dtype(flags.dtype, config, "f32"));
   if (const auto why = chosen.front()->unsupported(config, options)) fail(*why);
   const auto decoder = chosen.front()->create(config, flags.model.weights(config, options.dtype), options);
   OwnedInput input;
@@ -37,8 +37,9 @@ int run(const DumpFlags& flags) {
     tensors.push_back({concat("layers.", i, ".self_attn.attn_weights"), out.attentions[i].view()});
   if (out.logits) tensors.push_back({"logits", out.logits.view()});
   tensors.push_back({"last_hidden_state", out.last_hidden_state.view()});
-  write_safetensors(flags.out, tensors,
-                    {{"format", "pt"}, {"backend", std::string(chosen.front()->name)}, {"dtype", flags.dtype}});
+  write_safetensors(
+      flags.out, tensors,
+      {{"format", "pt"}, {"backend", std::string(chosen.front()->name)}, {"dtype", std::string(name(options.dtype))}});
   std::cerr << tensors.size() << " tensors in " << flags.out << '\n';
   return 0;
 }
@@ -50,7 +51,8 @@ void add_dump(CLI::App& app, ExitCode& code) {
   CLI::App* sub = app.add_subcommand("dump", "Write every intermediate of one forward pass, to compare in torch");
   flags->model.add_to(*sub);
   flags->backend.add_to(*sub, "reference");
-  sub->add_option("--dtype", flags->dtype, "Of matrices and their arithmetic (default f32)");
+  sub->add_option("--dtype", flags->dtype,
+                  "Of matrices and their arithmetic (default: what a quantised checkpoint has, else f32)");
   sub->add_option("--prompt-ids", flags->prompt_ids, "Token ids: 1,2,3")->required();
   sub->add_option("--out", flags->out, "A safetensors file; names are those of model/taps.h")->required();
   sub->callback([flags, &code] { code = static_cast<ExitCode>(run(*flags)); });

@@ -34,13 +34,13 @@ std::vector<double> log_probabilities(const TensorView& logits, std::int64_t row
 }
 
 template <DType dtype>
-std::shared_ptr<const Weights> rounded(std::shared_ptr<const Weights> weights, const Config& config) {
-  return Weights::rounded(std::move(weights), config, dtype);
+std::shared_ptr<const Weights> rounded(const std::shared_ptr<const Weights>& weights, const Config& config) {
+  return Weights::rounded(weights, config, dtype);
 }
 
 /// Matrices in f32 that went through a format of ggml's, beside the vectors as they were.
 template <void (*through)(float*, std::int64_t)>
-std::shared_ptr<const Weights> dequantised(std::shared_ptr<const Weights> from, const Config& config) {
+std::shared_ptr<const Weights> dequantised(const std::shared_ptr<const Weights>& from, const Config& config) {
   struct Held {
     std::shared_ptr<const Weights> from;
     Weights weights;
@@ -69,8 +69,9 @@ std::shared_ptr<const Weights> dequantised(std::shared_ptr<const Weights> from, 
     view = t.view();
   });
   if (config.head == Head::causal_lm && config.tie_word_embeddings) held->weights.lm_head = held->weights.embed_tokens;
-  held->from = std::move(from);
-  return {held, &held->weights};
+  held->from = from;
+  const Weights* const weights = &held->weights;
+  return {std::move(held), weights};
 }
 
 constexpr std::int64_t kGgmlGroup = 32;

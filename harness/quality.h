@@ -19,7 +19,7 @@ struct QualityFormat {
   std::string_view name;
   std::string_view description;
   /// Weights as this format stores them: rounded, or widened again from what it would store.
-  std::shared_ptr<const Weights> (*weights)(std::shared_ptr<const Weights>, const Config&);
+  std::shared_ptr<const Weights> (*weights)(const std::shared_ptr<const Weights>&, const Config&);
   DType stored;      ///< of those
   DType arithmetic;  ///< Options::dtype; f32: only the weights are in low precision
 };

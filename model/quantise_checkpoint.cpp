@@ -99,7 +99,7 @@ QuantiseReport quantise_checkpoint(const std::filesystem::path& from, const Conf
   std::size_t done = 0;
   const auto make = [&](std::size_t i) {
     const PlannedTensor& t = plan[i];
-    const TensorView view = found[i].view();
+    TensorView view = found[i].view();
     if (progress) progress(static_cast<std::int64_t>(++done), static_cast<std::int64_t>(plan.size()));
     if (view.dtype == t.dtype) {
       require_finite(view, found[i].where());

@@ -368,7 +368,7 @@ TEST(InitInspectGenerate, RoundTrip) {
   ASSERT_EQ(dsv2("init --preset tiny-mha --seed 3 --dtype bf16 --out " + dir).code, 0);
   expect_one_line(dsv2("init --preset tiny-mha --out " + dir), "not empty");
   EXPECT_EQ(dsv2("init --preset tiny-mha --seed 3 --dtype bf16 --force --out " + dir).code, 0);
-  expect_one_line(dsv2("init --preset tiny-mha --dtype int4 --out " + dir + "4"), "--dtype");
+  expect_one_line(dsv2("init --preset tiny-mha --dtype f16 --out " + dir + "4"), "--dtype");
   expect_one_line(dsv2("init --preset tiny-mha --out " + dir + "/config.json"), "expected a folder");
   ASSERT_EQ(dsv2("inspect " + dir + " --json " + json).code, 0);
   EXPECT_GT(read(json).at("tensors_used").get<int>(), 10);

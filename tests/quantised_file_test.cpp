@@ -358,6 +358,9 @@ TEST(QuantizeCommand, WritesACheckpointThatTheOthersTake) {
   const Outcome inspect = dsv2("inspect " + f.out);
   EXPECT_EQ(inspect.code, 0) << inspect.err;
   EXPECT_NE(inspect.out.find("quantised   int4, groups of 32"), std::string::npos) << inspect.out;
+  const Outcome check = dsv2("check --bisect --model " + f.out);
+  EXPECT_EQ(check.code, 0) << check.out << check.err;
+  EXPECT_NE(check.out.find("int4"), std::string::npos) << check.out;
   const Outcome generate = dsv2("generate --backend reference --model " + f.out + " --prompt-ids 1,2,3");
   EXPECT_EQ(generate.code, 0) << generate.err;
   EXPECT_EQ(generate.out,
@@ -386,8 +389,10 @@ TEST(QuantizeCommand, RefusesInOneLine) {
   for (const char* dtype : {"int8", "bf16", "f32"})
     expect_refused(dsv2("generate --model " + f.out + " --prompt-ids 1 --dtype " + dtype),
                    {"--dtype: expected int4, as " + f.out + " is stored, found " + dtype});
+  expect_refused(dsv2("check --bisect --model " + f.out + " --dtype f32"), {"--dtype: expected int4", "found f32"});
   expect_refused(dsv2("quality --model " + f.out), {"expected a checkpoint in floats", "found one in int4"});
-  expect_refused(dsv2("quality --model " + f.source + " --dtype q5_1"), {"--dtype: expected one of bf16", "found q5_1"});
+  expect_refused(dsv2("quality --model " + f.source + " --dtype q5_1"),
+                 {"--dtype: expected one of bf16", "found q5_1"});
   expect_refused(dsv2("quality --model " + f.source + " --layers 9"), {"--layers: expected at most 3, found 9"});
   expect_refused(dsv2("bench --model " + f.out + " --dtype int4,int8"), {"--dtype: expected int4", "found int8"});
 }
