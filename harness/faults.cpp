@@ -143,14 +143,15 @@ bool is_quantised(cpu::Arithmetic a) {
 
 /// A copy of a quantised matrix [rows, cols] with each block changed: f(scales [2][16], integers, bytes of those).
 template <class F>
-std::vector<char> with_blocks(const void* matrix, cpu::Arithmetic arithmetic, std::int64_t rows, std::int64_t cols, F&& f) {
+std::vector<char> with_blocks(const void* matrix, cpu::Arithmetic arithmetic, std::int64_t rows, std::int64_t cols,
+                              F&& f) {
   const std::int64_t bytes = (rows + cpu::kPanel - 1) / cpu::kPanel * cpu::panel_bytes(arithmetic, cols);
   const auto* from = static_cast<const char*>(matrix);
   std::vector<char> copy(from, from + bytes);
   const std::int64_t block = cpu::panel_bytes(arithmetic, cpu::kQuantBlock);
   for (std::int64_t at = 0; at < bytes; at += block)
-    f(reinterpret_cast<std::uint16_t*>(copy.data() + at), reinterpret_cast<std::uint8_t*>(copy.data() + at + cpu::kScaleBytes),
-      block - cpu::kScaleBytes);
+    f(reinterpret_cast<std::uint16_t*>(copy.data() + at),
+      reinterpret_cast<std::uint8_t*>(copy.data() + at + cpu::kScaleBytes), block - cpu::kScaleBytes);
   return copy;
 }
 
@@ -166,11 +167,22 @@ void linear_with_blocks(cpu::LinearParams p, Range items, F&& f) {
 }
 
 // Ways to read a block wrong.
-constexpr auto kOtherGroup = [](std::uint16_t* scales, std::uint8_t*, std::int64_t) { std::swap_ranges(scales, scales + cpu::kPanel, scales + cpu::kPanel); };
-constexpr auto kNextRow = [](std::uint16_t* scales, std::uint8_t*, std::int64_t) { for (int g = 0; g < 2; ++g) std::rotate(scales + g * cpu::kPanel, scales + g * cpu::kPanel + 1, scales + (g + 1) * cpu::kPanel); };
-constexpr auto kScaleSign = [](std::uint16_t* scales, std::uint8_t*, std::int64_t) { for (int i = 0; i < 2 * cpu::kPanel; ++i) scales[i] &= 0x7fff; };
-constexpr auto kNibbles = [](std::uint16_t*, std::uint8_t* q, std::int64_t n) { for (std::int64_t i = 0; i < n; ++i) q[i] = static_cast<std::uint8_t>(q[i] << 4 | q[i] >> 4); };
-constexpr auto kTwosComplement = [](std::uint16_t*, std::uint8_t* q, std::int64_t n) { for (std::int64_t i = 0; i < n; ++i) q[i] ^= n == cpu::kPanel * cpu::kQuantBlock ? 0x80 : 0x88; };
+constexpr auto kOtherGroup = [](std::uint16_t* scales, std::uint8_t*, std::int64_t) {
+  std::swap_ranges(scales, scales + cpu::kPanel, scales + cpu::kPanel);
+};
+constexpr auto kNextRow = [](std::uint16_t* scales, std::uint8_t*, std::int64_t) {
+  for (int g = 0; g < 2; ++g)
+    std::rotate(scales + g * cpu::kPanel, scales + g * cpu::kPanel + 1, scales + (g + 1) * cpu::kPanel);
+};
+constexpr auto kScaleSign = [](std::uint16_t* scales, std::uint8_t*, std::int64_t) {
+  for (int i = 0; i < 2 * cpu::kPanel; ++i) scales[i] &= 0x7fff;
+};
+constexpr auto kNibbles = [](std::uint16_t*, std::uint8_t* q, std::int64_t n) {
+  for (std::int64_t i = 0; i < n; ++i) q[i] = static_cast<std::uint8_t>(q[i] << 4 | q[i] >> 4);
+};
+constexpr auto kTwosComplement = [](std::uint16_t*, std::uint8_t* q, std::int64_t n) {
+  for (std::int64_t i = 0; i < n; ++i) q[i] ^= n == cpu::kPanel * cpu::kQuantBlock ? 0x80 : 0x88;
+};
 
 const Fault kFaults[] = {
     DSV2_FAULT(embedding, EmbeddingParams, "row of the id before",

@@ -349,7 +349,7 @@ TEST_F(Bisect, TiesAreCountedAndSettled) {
       for (std::int64_t j = 0; j < p.top_k; ++j) p.topk_idx[n * p.top_k + j] = p.experts - p.top_k + j;
     }
   };
-  const BisectWork work = bisect_work("tied", config, tied, 3);
+  const BisectWork work = bisect_work("tied", config, tied, 4);
   const Bisection b = bisect(work, with(other), one_thread());
   EXPECT_EQ(b.first_out(), nullptr) << b.first_out()->tap;
   const std::int64_t tokens = 2 * 7 + 2;

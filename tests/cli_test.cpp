@@ -278,7 +278,8 @@ TEST(Bench, NoiseIsMeasuredInBlocks) {
 
 TEST(Bench, SamplesUntilTheMedianIsKnown) {
   const Outcome run = dsv2(
-      "bench --preset tiny-mha --prompt 4 --generate 0 --relative-error 60% --min-samples 30 --time-budget 60 --json "
+      "bench --preset tiny-mha --prompt 4 --generate 0 --threads 1 --relative-error 60% --min-samples 30 --time-budget "
+      "60 --json "
       "-");
   ASSERT_EQ(run.code, 0) << run.err;
   const Json r = Json::parse(run.out).at("records").at(0);

@@ -163,9 +163,12 @@ TEST(OpGate, EveryFaultIsRejectedByACaseOfAnOpThatRunsTheKernel) {
     fault.inject(wrong);
     const Backend backend = backend_with(wrong);
     if (fault.name == "shared expert missing") continue;  // a mistake of who calls it: the decoder's tests see it
+    const DType dtype = fault.where == Where::int4        ? DType::i4
+                        : fault.where == Where::quantised ? DType::i8
+                                                          : DType::f32;
     bool caught = false;
     for (const OpCase& c : cases) {
-      if (!runs_kernel(c.op, fault.op) || c.dtype != DType::f32) continue;
+      if (!runs_kernel(c.op, fault.op) || c.dtype != dtype) continue;
       if (c.op == "kv_write" && c.fill != Fill::normal) continue;
       const Record r = OpRun(c, 1).on(backend, one_thread());
       if (r.status == Status::failed) {

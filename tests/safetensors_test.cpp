@@ -71,7 +71,10 @@ TEST(Safetensors, AMatrixOfBytesIsNoQuantisedMatrix) {
     writer.write(bytes);
     writer.commit();
     const SafetensorsFile file(folder / "t.safetensors");
-    EXPECT_THROW(file.view("x"), Error) << word;
+    if (word == std::string("I8"))
+      EXPECT_EQ(file.view("x").dtype, DType::s8);
+    else
+      EXPECT_THROW(file.view("x"), Error);
     EXPECT_EQ(file.bytes(*file.find("x")).size(), 6u);
   }
   const Tensor matrix(DType::i8, {2, 3});
@@ -228,7 +231,7 @@ TEST(Safetensors, AFailedWriteLeavesTheOldFileAlone) {
   const auto x = Tensor::from<float>(std::vector<float>{1, 2}, {2});
   write_safetensors(path, std::vector<NamedTensor>{{"x", x.view()}});
   const std::string before = read_text_file(path);
-  const Tensor nibbles(DType::i4, {4});
+  const Tensor nibbles(DType::i4, {4, 4});
   EXPECT_THROW(write_safetensors(path, std::vector<NamedTensor>{{"x", x.view()}, {"x", x.view()}}), Error);
   EXPECT_THROW(write_safetensors(path, std::vector<NamedTensor>{{"y", nibbles.view()}}), Error);
   EXPECT_THROW(write_safetensors(folder / "no/such/folder", std::vector<NamedTensor>{{"x", x.view()}}), Error);
