@@ -278,7 +278,8 @@ TEST(Bench, NoiseIsMeasuredInBlocks) {
 
 TEST(Bench, SamplesUntilTheMedianIsKnown) {
   const Outcome run = dsv2(
-      "bench --preset tiny-mha --prompt 4 --generate 0 --threads 1 --relative-error 60% --min-samples 30 --time-budget "
+      "bench --preset tiny-mha --prompt 64 --generate 0 --threads 1 --relative-error 60% --min-samples 30 "
+      "--time-budget "
       "60 --json "
       "-");
   ASSERT_EQ(run.code, 0) << run.err;
