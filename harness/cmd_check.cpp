@@ -279,7 +279,7 @@ void add_check(CLI::App& app, ExitCode& code) {
       app.add_subcommand("check", "Hold backends against golden cases, and bad input against what must be refused");
   sub->add_option("path", flags->paths, "A case, a set of cases or an error set, from anywhere (default: golden)");
   flags->backend.add_to(*sub, "reference,cpu");
-  sub->add_option("--dtype", flags->dtypes, "Of matrices and their arithmetic: f32, bf16 (default f32; with --op: all)")
+  sub->add_option("--dtype", flags->dtypes, "Of matrices: f32, bf16, int8, int4 (default f32; with --op: all)")
       ->delimiter(',')
       ->allow_extra_args(false);
   sub->add_option("--op", flags->ops, "Single ops instead, on drawn inputs: " + known_ops() + "; all")

@@ -10,9 +10,10 @@
 namespace dsv2::cpu {
 
 /// Options::dtype f32 multiplies stored weights (f32, bf16; f16 widened once) exactly as they are. bf16 additionally
-/// lets matrices stored in bf16 meet rows rounded to bf16 where the machine has instructions for that; norms, softmax,
-/// gate and all sums stay f32. kv_dtype f32, bf16 or int8. A result depends neither on threads nor on other sequences
-/// of the batch.
+/// lets matrices stored in bf16 meet rows rounded to bf16 where the machine has instructions for that. int8 and int4
+/// matrices meet few rows in 15-bit integers, many rows widened, as bf16 or f32. Norms, softmax, gate and all sums stay
+/// f32. kv_dtype f32, bf16 or int8. A result does not depend on threads; in f32 neither on other sequences of the
+/// batch.
 Backend backend();
 
 /// Every op of model/op.h on the kernels of options.isa, with options.threads threads.
