@@ -326,7 +326,7 @@ inline void int_tile(const Rows& rows, const char* const* panels, const char* co
   for (int m = 0; m < M; ++m) x[m] = int_row(rows[m], padded);
   V acc[M][P][kVectors] = {};
   for (std::int64_t b = 0; b < blocks; ++b) {
-    constexpr std::int64_t kBlocksAhead = (kAhead + Q::kBytes - 1) / Q::kBytes;
+    constexpr std::int64_t kBlocksAhead = M > 1 ? 4 : (kAhead + Q::kBytes - 1) / Q::kBytes;
     const char *block[P], *ahead[P];
     for (int p = 0; p < P; ++p) {
       block[p] = panels[p] + b * Q::kBytes;
