@@ -204,7 +204,7 @@ class DecoderBench::Work {
 
   static constexpr std::int64_t kCheckedTokens = 4;
   /// Relative L2 from the double reference on the rounded weights.
-  double low_precision_bound() const { return is_quantised(bench_.options_.dtype) ? 0.02 : 0.025; }
+  double bound() const { return low_precision_bound(bench_.options_.dtype); }
   static constexpr int kRedraws = 8;  // of tokens that rounding sends to other experts (tiny models: one step in 200)
   // A decode step is over before the threads that slept while the oracle ran are awake: the quickest of a few counts.
   static constexpr int kProfiledSteps = 3;
@@ -396,8 +396,8 @@ class DecoderBench::Work {
   /// All layers together: rounding has gone through L of them, one after the other.
   Comparison judge(std::string what, const TensorView& got, const TensorView& want, const Selection& rows) const {
     if (low_precision())
-      return compare_relative_l2(std::move(what), got, want, low_precision_bound(),
-                                 concat("relative L2 <= ", low_precision_bound(), " from the double reference"), rows);
+      return compare_relative_l2(std::move(what), got, want, bound(),
+                                 concat("relative L2 <= ", bound(), " from the double reference"), rows);
     const Config& c = bench_.config_;
     const DerivedBound layers{DType::f32, c.num_hidden_layers * (2 * c.hidden_size + c.intermediate_size)};
     return compare_relative_l2(std::move(what), got, want, kTensorFactor * layers.unit(),
@@ -412,7 +412,7 @@ class DecoderBench::Work {
     Selection same(static_cast<std::size_t>(row_.batch), true);
     for (std::int64_t b = 0; b < row_.batch; ++b) {
       const auto change = route_change(got, b, want, b, bench_.config_);
-      same[static_cast<std::size_t>(b)] = !(change && change->logits_distance <= 2 * low_precision_bound());
+      same[static_cast<std::size_t>(b)] = !(change && change->logits_distance <= 2 * bound());
     }
     return same;
   }

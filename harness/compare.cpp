@@ -165,6 +165,8 @@ Comparison compare_exact(std::string name, const TensorView& got, const TensorVi
   return c;
 }
 
+double low_precision_bound(DType dtype) { return is_quantised(dtype) ? 0.02 : 0.025; }
+
 double storage_unit(DType dtype) { return dtype == DType::i8 ? 0x1p-7 : unit_roundoff(dtype); }
 
 double DerivedBound::unit() const {

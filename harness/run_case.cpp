@@ -16,15 +16,13 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr double kLowPrecisionFactor = 2.0;  // times the framework's own bf16 error, where the case carries it
-// Else: relative L2 from the double reference on the rounded weights.
-constexpr double kBf16Bound = 0.025, kQuantisedBound = 0.02;
 
 /// Rounding of the arithmetic and of an int8 cache is independent, so that errors add up in squares: each has the bound
 /// to itself. The reference cannot keep such rows, and in a prefill all of them are new.
-double low_precision_bound(const Options& o) {
-  const double arithmetic = is_quantised(o.dtype) ? kQuantisedBound : o.dtype != DType::f32 ? kBf16Bound : 0;
-  const double cache = o.kv_dtype == DType::i8 ? kBf16Bound : 0;
-  return arithmetic + cache == 0 ? kBf16Bound : std::hypot(arithmetic, cache);
+double bound_of(const Options& o) {
+  const double arithmetic = low_precision_bound(o.dtype), cache = low_precision_bound(DType::bf16);
+  if (o.kv_dtype != DType::i8) return arithmetic;
+  return o.dtype == DType::f32 ? cache : std::hypot(arithmetic, cache);
 }
 
 bool low_precision(const Options& o) { return o.dtype != DType::f32 || o.kv_dtype != DType::f32; }
@@ -94,7 +92,7 @@ class CaseRun {
       : golden_(golden),
         config_(golden.config),
         options_(options),
-        bound_(low_precision_bound(options.decoder)),
+        bound_(bound_of(options.decoder)),
         is_reference_(backend.name == reference::backend().name) {
     const auto stored = Weights::load(golden.weights_path, config_);
     weights_ = options.decoder.dtype != DType::f32 ? Weights::rounded(stored, config_, options.decoder.dtype) : stored;

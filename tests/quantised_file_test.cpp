@@ -19,6 +19,7 @@
 #include "model/random.h"
 #include "model/safetensors.h"
 #include "model/weights.h"
+#include "run_dsv2.h"
 #include "temporary_folder.h"
 
 namespace dsv2 {
@@ -27,27 +28,12 @@ namespace {
 namespace fs = std::filesystem;
 using Json = nlohmann::json;
 using testing::message_of;
+using testing::Outcome;
 using testing::TemporaryFolder;
 
 constexpr std::uint64_t kSeed = 11;
 
-struct Outcome {
-  int code;
-  std::string out, err;
-};
-
-Outcome dsv2(const std::string& arguments) {
-  const TemporaryFolder folder;
-  const std::string err = (folder.path() / "err").string();
-  std::FILE* pipe = ::popen((std::string(DSV2_BINARY) + " " + arguments + " 2>" + err).c_str(), "r");
-  Outcome run;
-  std::array<char, 4096> buffer;
-  for (std::size_t n; (n = std::fread(buffer.data(), 1, buffer.size(), pipe)) > 0;) run.out.append(buffer.data(), n);
-  const int status = ::pclose(pipe);
-  run.code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-  run.err = read_text_file(err);
-  return run;
-}
+Outcome dsv2(const std::string& arguments) { return testing::run_dsv2(arguments); }
 
 /// Exit code 2, and one line that holds every word.
 void expect_refused(const Outcome& run, const std::vector<std::string>& words) {

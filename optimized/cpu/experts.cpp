@@ -23,9 +23,6 @@ V activate(Activation activation, V x) {
   return x;
 }
 
-// Rows whose sums are kept on the stack at a time.
-constexpr std::int64_t kRowChunk = 192;
-
 /// Hidden units first..first+31 of one MLP, for all of its rows.
 template <Arithmetic A>
 void units(const ExpertsParams& p, const ExpertSegment& s, std::int64_t first) {
@@ -37,23 +34,18 @@ void units(const ExpertsParams& p, const ExpertSegment& s, std::int64_t first) {
   panels_of<2>(s.up_proj, bytes, s.width, first + kItem, next + 2);
   const std::int64_t count = s.width - first < kItem ? s.width - first : kItem, padded = packed_width(s.width);
   const Rows x{static_cast<const char*>(p.x), packed_bytes(A, p.hidden), s.tokens};
-  alignas(64) float c[kRowChunk * 2 * kItem];
-  for (std::int64_t r = 0; r < s.rows; r += kRowChunk) {
-    const std::int64_t rows = s.rows - r < kRowChunk ? s.rows - r : kRowChunk;
-    products<A, 4>(x.from(r), rows, w, next, p.hidden, c);
+  for_each_product<A, 4>(x, s.rows, w, next, p.hidden, [&](std::int64_t row, float* gate) {
+    float* up = gate + kItem;
+    for (int i = 0; i < kItem; i += kWidth) store(gate + i, activate(p.activation, load(gate + i)) * load(up + i));
+    for (std::int64_t i = count; i < kItem; ++i) gate[i] = 0;
     with_arithmetic(p.down_arithmetic, [&]<Arithmetic Down>() {
-      for (std::int64_t m = 0; m < rows; ++m) {
-        float *gate = c + m * 2 * kItem, *up = gate + kItem;
-        for (int i = 0; i < kItem; i += kWidth) store(gate + i, activate(p.activation, load(gate + i)) * load(up + i));
-        for (std::int64_t i = count; i < kItem; ++i) gate[i] = 0;
-        char* act = static_cast<char*>(s.act) + (r + m) * packed_bytes(Down, s.width);
-        pack_group<Down>(gate, act, padded, first);
-        if (first + kItem < s.width) continue;
-        const float zeros[kQuantGroup] = {};
-        for (std::int64_t i = first + kItem; i < padded; i += kItem) pack_group<Down>(zeros, act, padded, i);
-      }
+      char* act = static_cast<char*>(s.act) + row * packed_bytes(Down, s.width);
+      pack_group<Down>(gate, act, padded, first);
+      if (first + kItem < s.width) return;
+      const float zeros[kQuantGroup] = {};
+      for (std::int64_t i = first + kItem; i < padded; i += kItem) pack_group<Down>(zeros, act, padded, i);
     });
-  }
+  });
 }
 
 /// Columns first..first+16P-1 of y: what one MLP adds to them.
@@ -65,16 +57,11 @@ void columns(const ExpertsParams& p, const ExpertSegment& s, std::int64_t first)
   panels_of<P>(s.down_proj, bytes, p.hidden, first + P * kPanel, next);
   const std::int64_t count = p.hidden - first < P * kPanel ? p.hidden - first : P * kPanel;
   const Rows x{static_cast<const char*>(s.act), packed_bytes(A, s.width), nullptr};
-  alignas(64) float c[kRowChunk * P * kPanel];
-  for (std::int64_t r = 0; r < s.rows; r += kRowChunk) {
-    const std::int64_t rows = s.rows - r < kRowChunk ? s.rows - r : kRowChunk;
-    products<A, P>(x.from(r), rows, w, next, s.width, c);
-    for (std::int64_t m = 0; m < rows; ++m) {
-      float* y = p.y + (s.tokens ? s.tokens[r + m] : r + m) * p.hidden + first;
-      const float share = s.weight ? s.weight[r + m] : 1.0f, *sums = c + m * P * kPanel;
-      for (std::int64_t n = 0; n < count; ++n) y[n] += share * sums[n];
-    }
-  }
+  for_each_product<A, P>(x, s.rows, w, next, s.width, [&](std::int64_t row, const float* sums) {
+    float* y = p.y + (s.tokens ? s.tokens[row] : row) * p.hidden + first;
+    const float share = s.weight ? s.weight[row] : 1.0f;
+    for (std::int64_t n = 0; n < count; ++n) y[n] += share * sums[n];
+  });
 }
 
 }  // namespace

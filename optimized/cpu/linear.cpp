@@ -6,9 +6,6 @@
 namespace dsv2::cpu::DSV2_ISA {
 namespace {
 
-// Rows whose sums are kept on the stack at a time.
-constexpr std::int64_t kRowChunk = 192;
-
 /// Columns first..first+16P-1 of one matrix, for all rows.
 template <Arithmetic A, int P>
 void columns(const LinearParams& p, const LinearSegment& s, std::int64_t first) {
@@ -17,18 +14,12 @@ void columns(const LinearParams& p, const LinearSegment& s, std::int64_t first) 
   panels_of<P>(s.weight, bytes, s.out_width, first, w);
   panels_of<P>(s.weight, bytes, s.out_width, first + P * kPanel, next);
   const std::int64_t count = s.out_width - first < P * kPanel ? s.out_width - first : P * kPanel;
-  alignas(64) float c[kRowChunk * P * kPanel];
-  for (std::int64_t r = 0; r < p.rows; r += kRowChunk) {
-    const std::int64_t rows = p.rows - r < kRowChunk ? p.rows - r : kRowChunk;
-    products<A, P>(Rows{static_cast<const char*>(s.x) + r * p.x_stride, p.x_stride, nullptr}, rows, w, next, p.width,
-                   c);
-    for (std::int64_t m = 0; m < rows; ++m) {
-      float *y = s.y + (r + m) * s.y_stride + first, *sums = c + m * P * kPanel;
-      if (s.bias)
-        for (std::int64_t n = 0; n < count; ++n) sums[n] += s.bias[first + n];
-      __builtin_memcpy(y, sums, static_cast<std::size_t>(count) * sizeof *y);
-    }
-  }
+  const Rows x{static_cast<const char*>(s.x), p.x_stride, nullptr};
+  for_each_product<A, P>(x, p.rows, w, next, p.width, [&](std::int64_t row, float* sums) {
+    if (s.bias)
+      for (std::int64_t n = 0; n < count; ++n) sums[n] += s.bias[first + n];
+    __builtin_memcpy(s.y + row * s.y_stride + first, sums, static_cast<std::size_t>(count) * sizeof *sums);
+  });
 }
 
 }  // namespace

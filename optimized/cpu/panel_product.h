@@ -455,6 +455,19 @@ inline void panels_of(const void* matrix, std::int64_t bytes, std::int64_t rows,
   }
 }
 
+/// Calls f(row, sums [16P]) for each of `rows` rows, with its products(); a chunk of rows at a time is on the stack.
+template <Arithmetic A, int P, class F>
+inline void for_each_product(const Rows& x, std::int64_t rows, const char* const* w, const char* const* next,
+                             std::int64_t width, F&& f) {
+  constexpr std::int64_t kRowChunk = 192;
+  alignas(64) float c[kRowChunk * P * kPanel];
+  for (std::int64_t r = 0; r < rows; r += kRowChunk) {
+    const std::int64_t count = rows - r < kRowChunk ? rows - r : kRowChunk;
+    products<A, P>(x.from(r), count, w, next, width, c);
+    for (std::int64_t m = 0; m < count; ++m) f(r + m, c + m * P * kPanel);
+  }
+}
+
 /// Calls f with `arithmetic` as a constant. bf16_dot must not be asked of an instruction set without it.
 template <class F>
 inline void with_arithmetic(Arithmetic arithmetic, F&& f) {
