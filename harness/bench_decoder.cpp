@@ -84,7 +84,19 @@ Comparison failed(std::string name, std::string reason) {
   return c;
 }
 
+/// Tokens of a sequence by which a cache of `batch` is filled.
+std::int64_t fill_tokens(std::int64_t batch) { return std::max<std::int64_t>(1, 1024 / batch); }
+
 }  // namespace
+
+std::int64_t longest_pass(const DecoderRow& row) {
+  return row.prompt ? *row.prompt : std::clamp<std::int64_t>(row.depth, 1, fill_tokens(row.batch));
+}
+
+std::int64_t checking_bytes(const Config& config, const DecoderRow& row, std::int64_t context) {
+  const Cost in_f32 = cost(config, {.batch = row.batch, .context = context, .kv_dtype = DType::f32});
+  return static_cast<std::int64_t>(in_f32.kv_bytes) * 3;
+}
 
 std::int64_t context_of(const DecoderRow& row, std::int64_t generate) {
   return row.prompt ? *row.prompt : row.depth + generate + 1;
@@ -158,10 +170,11 @@ class DecoderBench::Work {
   Record decode() {
     const std::int64_t B = row_.batch, depth = row_.depth, generate = bench_.bench_.generate;
     const auto cache = decoder_.make_cache(B, context_of(row_, generate));
-    if (depth > 0) {
-      OwnedInput fill = tokens_.next(B, depth);
+    for (std::int64_t done = 0; done < depth;) {
+      OwnedInput fill = tokens_.next(B, std::min(depth - done, fill_tokens(B)));
       fill.input.cache = cache.get();
       decoder_.forward(fill.input);
+      done = cache->length();
     }
     record_.kv_bytes = cache->bytes();
     OwnedInput step;
@@ -369,7 +382,7 @@ class DecoderBench::Work {
     record_.tokens = static_cast<double>(row_.batch * S);
     record_.conditions = beside_.finish();
     record_.predicted_memory = memory_needs(bench_.config_, bench_.backend_, bench_.stored_, bench_.options_,
-                                            row_.batch, context_of(row_, bench_.bench_.generate));
+                                            row_.batch, context_of(row_, bench_.bench_.generate), longest_pass(row_));
     record_.resident_memory_bytes = resident_memory_bytes();
     record_.peak_memory_bytes = peak_memory_bytes();
     if (record_.samples_ns.empty()) return;

@@ -35,6 +35,12 @@ struct DecoderRow {
 };
 /// Keys of one sequence, at most: what the row's cache is made for.
 std::int64_t context_of(const DecoderRow& row, std::int64_t generate);
+/// New tokens of one sequence in the row's longest forward pass. A cache is filled in pieces: what a long prompt takes
+/// at once is no part of a step.
+std::int64_t longest_pass(const DecoderRow& row);
+/// Bytes that checking the row takes for a while: its cache of `context` tokens in f32 as it is handed over, and the
+/// oracle's in f64.
+std::int64_t checking_bytes(const Config& config, const DecoderRow& row, std::int64_t context);
 /// "tiny-mla/decode/cpu/bf16/kv_bf16/b1/d512", then "/t2" with `name_threads` and "/cold" for cold caches.
 std::string decoder_row_name(const std::string& model, const DecoderRow& row, bool name_threads, bool cold);
 

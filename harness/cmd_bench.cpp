@@ -134,9 +134,10 @@ MemoryNeeds largest_needs(const BenchFlags& flags, const Config& config, Groups 
     if (group->backend->unsupported(config, group->options)) continue;
     const DType stored = flags.model.stored_dtype(config, group->options.dtype);
     for (const DecoderRow& row : group->rows) {
-      const MemoryNeeds needs =
-          memory_needs(config, *group->backend, stored, group->options, row.batch, context_of(row, flags.generate));
-      if (needs.total() > most.total()) most = needs;
+      MemoryNeeds needs = memory_needs(config, *group->backend, stored, group->options, row.batch,
+                                       context_of(row, flags.generate), longest_pass(row));
+      needs.checking = checking_bytes(config, row, context_of(row, flags.generate));
+      if (needs.total() + needs.checking > most.total() + most.checking) most = needs;
     }
   }
   return most;

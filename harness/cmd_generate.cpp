@@ -43,7 +43,8 @@ int run(const GenerateFlags& flags) {
   input.set("input_ids", Tensor::from<std::int64_t>(prompt, {1, static_cast<std::int64_t>(prompt.size())}));
   require_memory(
       memory_needs(config, backend, flags.model.stored_dtype(config, options.dtype), options, 1,
-                   static_cast<std::int64_t>(prompt.size()) + std::max<std::int64_t>(flags.max_new_tokens, 0)),
+                   static_cast<std::int64_t>(prompt.size()) + std::max<std::int64_t>(flags.max_new_tokens, 0),
+                   static_cast<std::int64_t>(prompt.size())),
       flags.model.label());
   const auto decoder = backend.create(config, flags.model.weights(config, options.dtype), options);
   validate_input(input.input, config);

@@ -59,8 +59,7 @@ int run(const QualityFlags& flags) {
              ": expected a checkpoint in floats to measure from, found one in ", name(stored));
   const Backend& backend = find_backend("cpu");
   const auto needs = [&](DType dtype, const Options& options) {
-    MemoryNeeds n = memory_needs(config, backend, dtype, options, 1, flags.tokens);
-    return n;
+    return memory_needs(config, backend, dtype, options, 1, flags.tokens, flags.tokens);
   };
   Options f32;
   f32.threads = flags.threads;

@@ -97,6 +97,10 @@ struct Backend {
   std::span<const OpKernel> (*ops)();  ///< what it can compute alone
   /// Bytes of the copies that a decoder makes of weights whose matrices are stored in `stored`; null: it makes none.
   std::int64_t (*copied_bytes)(const Config&, DType stored, const Options&) = nullptr;
+  /// Bytes of the buffers that a forward pass of `tokens` new tokens in each of `batch` sequences, `total` with those
+  /// in the cache, works in, at most; without what it returns. Null: not known.
+  std::int64_t (*buffer_bytes)(const Config&, const Options&, std::int64_t batch, std::int64_t tokens,
+                               std::int64_t total) = nullptr;
 };
 
 /// A call as every backend sees it: checked, with the defaults filled in.

@@ -490,6 +490,22 @@ TEST_P(Cpu, ReadsF16AndMixedAndUnalignedWeights) {
   expect_match(*ours, *theirs, inputs(2, 5).input, f32_bound(config));
 }
 
+TEST_P(Cpu, TellsWhatItsBuffersTake) {
+  for (const MlaForm form : {MlaForm::absorbed, MlaForm::expanded})
+    for (const DType dtype : {DType::f32, DType::i8}) {
+      options.dtype = options.kv_dtype = dtype;
+      options.mla_form = form;
+      const auto decoder = cpu::backend().create(config, Weights::rounded(weights, config, dtype), options);
+      const std::int64_t weights_alone = decoder->workspace_bytes();
+      for (const std::int64_t tokens : {33, 70}) {
+        decoder->forward(inputs(2, tokens).input);
+        const std::int64_t told = cpu::backend().buffer_bytes(config, options, 2, tokens, tokens);
+        EXPECT_GE(told, decoder->workspace_bytes() - weights_alone) << name(dtype) << ", " << tokens << " tokens";
+        EXPECT_LE(told, 2 * (decoder->workspace_bytes() - weights_alone)) << name(dtype) << ", " << tokens << " tokens";
+      }
+    }
+}
+
 TEST_P(Cpu, ClassifiesPooledPositions) {
   config.head = Head::sequence_classification, config.num_labels = 5, config.pad_token_id = 2;
   config.tie_word_embeddings = false;

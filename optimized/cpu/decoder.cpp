@@ -689,6 +689,36 @@ std::int64_t copied_bytes(const Config& config, DType stored, const Options& opt
   return PreparedWeights::copied_bytes(config, stored, row_rounding(options, *find_isa(options.isa).kernels));
 }
 
+/// The sum of what CpuDecoder asks of its buffers: packed rows count as f32, the widest form.
+std::int64_t buffer_bytes(const Config& c, const Options& options, std::int64_t B, std::int64_t S, std::int64_t T) {
+  const std::int64_t N = B * S, D = c.hidden_size, H = c.num_attention_heads, k = c.num_experts_per_tok;
+  std::int64_t token = 3 * D + c.rope_dim();  // x, hidden, block_out; angles
+  std::int64_t packed = N * packed_width(D), other = 0;
+  if (c.use_mla) {
+    const std::int64_t R = c.kv_lora_rank, rope = c.qk_rope_head_dim, v = c.v_head_dim, Q = c.q_lora_rank.value_or(0);
+    token += H * (c.qk_nope_head_dim + 2 * rope + v) + 2 * R + 2 * rope + 2 * Q;
+    packed = std::max({packed, N * packed_width(Q), N * packed_width(H * v)});
+    const Workload work{.batch = B, .tokens = S, .context = T, .mla_form = options.mla_form, .causal = true};
+    if (mla_form(c, work) == MlaForm::expanded) {
+      other = T * H * (c.qk_nope_head_dim + v) + (options.kv_dtype == DType::i8 ? T * R : 0);
+      packed = std::max(packed, T * packed_width(R));
+    } else {
+      token += 2 * H * R;
+      packed = std::max(packed, N * H * packed_width(R));
+    }
+  } else {
+    token += (3 * H + 3 * c.num_key_value_heads) * c.head_dim();
+    packed = std::max(packed, N * packed_width(H * c.head_dim()));
+  }
+  std::int64_t act = packed_width(c.intermediate_size);
+  if (c.n_routed_experts) {
+    token += 3 * *c.n_routed_experts + 6 * k;
+    const std::int64_t shared = c.n_shared_experts.value_or(0) * c.moe_intermediate_size;
+    act = std::max(act, k * packed_width(c.moe_intermediate_size) + packed_width(shared));
+  }
+  return (N * (token + act) + packed + other) * static_cast<std::int64_t>(sizeof(float)) + N;
+}
+
 std::unique_ptr<Decoder> create(const Config& config, std::shared_ptr<const Weights> weights, const Options& options) {
   return create_with_kernels(config, std::move(weights), options, *find_isa(options.isa).kernels);
 }
@@ -710,7 +740,8 @@ Backend backend() {
           .unsupported = unsupported,
           .create = create,
           .ops = ops,
-          .copied_bytes = copied_bytes};
+          .copied_bytes = copied_bytes,
+          .buffer_bytes = buffer_bytes};
 }
 
 }  // namespace dsv2::cpu

@@ -30,6 +30,12 @@ constexpr int panels_at_once() {
   return n;
 }
 
+/// Panels that are read after `n` of P from p on were.
+template <int P, int n>
+inline const char* const* after(int p, const char* const* w, const char* const* next) {
+  return p + n < P ? w + p + n : next;
+}
+
 /// Packed rows: row i, or the one that `index` names.
 struct Rows {
   const char* base;
@@ -154,7 +160,8 @@ inline void float_tiles(const Rows& x, const char* const* w, const char* const* 
                         std::int64_t steps, float* c) {
   constexpr int kAtOnce = panels_at_once<P, M, 1>();
   for (int p = 0; p < P; p += kAtOnce)
-    float_tile<S, M, kAtOnce, Prefetch>(x, w + p, next + p, first, steps, c + p * kPanel, P * kPanel);
+    float_tile<S, M, kAtOnce, Prefetch>(x, w + p, after<P, kAtOnce>(p, w, next), first, steps, c + p * kPanel,
+                                        P * kPanel);
 }
 
 /// All rows against `steps` steps of P panels that are in a cache by the second tile of rows.
@@ -166,7 +173,8 @@ void float_block(const Rows& x, std::int64_t rows, const char* const* w, const c
     constexpr int kAtOnce = panels_at_once<P, kTileRows, 1>();
     const std::int64_t whole = rows - rows % kTileRows;
     for (int p = 0; p < P; p += kAtOnce) {
-      float_tile<S, kTileRows, kAtOnce, true>(x, w + p, next + p, first, steps, c + p * kPanel, P * kPanel);
+      float_tile<S, kTileRows, kAtOnce, true>(x, w + p, after<P, kAtOnce>(p, w, next), first, steps, c + p * kPanel,
+                                              P * kPanel);
       for (r = kTileRows; r < whole; r += kTileRows)
         float_tile<S, kTileRows, kAtOnce, false>(x.from(r), w + p, next + p, first, steps,
                                                  c + r * P * kPanel + p * kPanel, P * kPanel);
@@ -187,6 +195,11 @@ void float_block(const Rows& x, std::int64_t rows, const char* const* w, const c
 }
 
 // ---- int8 and int4: a block of a panel is 64 columns with their scales
+
+// Bytes ahead, of all panels of a tile together, that are asked for while it streams them: as measured, int8 alone
+// wants fewer where one row leaves the core waiting for memory in any case.
+template <bool kInt4, int M>
+constexpr std::int64_t kAheadInt = kInt4 || M > 1 ? 9216 : 4608;
 
 using I = std::int32_t __attribute__((vector_size(4 * kWidth)));
 
@@ -326,7 +339,7 @@ inline void int_tile(const Rows& rows, const char* const* panels, const char* co
   for (int m = 0; m < M; ++m) x[m] = int_row(rows[m], padded);
   V acc[M][P][kVectors] = {};
   for (std::int64_t b = 0; b < blocks; ++b) {
-    constexpr std::int64_t kBlocksAhead = M > 1 ? 4 : (kAhead + Q::kBytes - 1) / Q::kBytes;
+    constexpr std::int64_t kBlocksAhead = kAheadInt<Q::kInt4, M> / (P * Q::kBytes);
     const char *block[P], *ahead[P];
     for (int p = 0; p < P; ++p) {
       block[p] = panels[p] + b * Q::kBytes;
@@ -360,13 +373,17 @@ void int_products(const Rows& x, std::int64_t rows, const char* const* w, const 
     for (; rows - r >= M; r += M)
       for (int p = 0; p < P; p += kAtOnce) {
         float* to = c + r * P * kPanel + p * kPanel;
+        const char* const* then = after<P, kAtOnce>(p, w, next);
         if (r == 0)
-          int_tile<A, M, kAtOnce, true>(x, w + p, next + p, width, to, P * kPanel);
+          int_tile<A, M, kAtOnce, true>(x, w + p, then, width, to, P * kPanel);
         else
-          int_tile<A, M, kAtOnce, false>(x.from(r), w + p, next + p, width, to, P * kPanel);
+          int_tile<A, M, kAtOnce, false>(x.from(r), w + p, then, width, to, P * kPanel);
       }
   };
-  if constexpr (kTileRowsInt > 2) tiles.template operator()<4>();
+  if constexpr (kTileRowsInt > 2) {
+    tiles.template operator()<4>();
+    tiles.template operator()<3>();
+  }
   if constexpr (kTileRowsInt > 1) tiles.template operator()<2>();
   tiles.template operator()<1>();
 }

@@ -38,10 +38,18 @@ inline V load(const float* p) {
   __builtin_memcpy(&v, p, sizeof v);
   return v;
 }
+/// Bits of bf16 as floats. The compiler's own conversion of 16 of them takes six instructions.
+inline V widen(H h) {
+#if defined(__AVX512F__)
+  return (V)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)h), 16);
+#else
+  return (V)(__builtin_convertvector(h, U) << 16);
+#endif
+}
 inline V load(const std::uint16_t* bf16) {
   H h;
   __builtin_memcpy(&h, bf16, sizeof h);
-  return (V)(__builtin_convertvector(h, U) << 16);
+  return widen(h);
 }
 inline V load(const std::int8_t* p) {
   B b;
@@ -63,7 +71,7 @@ inline V load(const float* p, std::int64_t n) {
 inline V load(const std::uint16_t* bf16, std::int64_t n) {
   H h{};
   __builtin_memcpy(&h, bf16, static_cast<std::size_t>(n) * sizeof *bf16);
-  return (V)(__builtin_convertvector(h, U) << 16);
+  return widen(h);
 }
 inline V load(const std::int8_t* p, std::int64_t n) {
   std::int8_t b[kWidth] = {};
