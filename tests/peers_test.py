@@ -105,13 +105,13 @@ class FakePeer:
     def unsupported(self, job):
         return "not int4" if job.dtype == "int4" else None
 
-    def dtype(self, job):
+    def dtype(self, job, variant):
         return "FAKE", "f16"
 
     def loadings(self, job):
         return ["fast,fa=1", "slow,fa=1"]
 
-    def forms(self, loading):
+    def forms(self, job, loading):
         return [loading, loading.replace("fa=1", "fa=0")]
 
     def variants(self, job, plans, round_number, repetitions, generate, of=None):

@@ -97,13 +97,14 @@ def markdown(report):
         f"{limit('peak_f32_gflop_s', 'GFLOP/s')}. Tokens/s: median of {report['rounds']} alternating rounds "
         f"(quartiles).{busy_warning(machine.get('processors_busy_elsewhere'))}",
         "",
-        "| shape | what | depth | weights | KV | dsv2 | of roof | peer | weights | tokens/s | of roof | ratio |",
+        "| shape | what | depth | weights | KV | dsv2 | of roof | peer | weights, KV | tokens/s | of roof | ratio |",
         "|---|---|--:|---|---|--:|--:|---|---|--:|--:|--:|",
     ]
     for row in report["rows"]:
         what = f"{row['what']} {row['prompt']}" if row["what"] == "prefill" else row["what"]
         cells = [row["shape"], what, str(row["depth"]), row["dtype"], row["kv_dtype"], spread(row, "ours"),
-                 percent(row["ours_share_of_roof"]), row["peer_name"], row["peer_dtype"], spread(row, "peer"),
+                 percent(row["ours_share_of_roof"]), row["peer_name"], f"{row['peer_dtype']}, {row['peer_kv_dtype'] or '-'}",
+                 spread(row, "peer"),
                  percent(row["peer_share_of_roof"]), "-" if row["ratio"] is None else f"**{row['ratio']:.2f}**"]
         lines.append("| " + " | ".join(cells) + " |")
     missing = sorted({f"{row['shape']} {row['dtype']}: {row[key]}" for row in report["rows"]

@@ -271,7 +271,7 @@ class Peer:
 class LlamaCpp(Peer):
     name = "llama.cpp"
     KINDS = {"bf16": "BF16", "int8": "Q8_0", "int4": "Q4_0"}
-    KV = {"bf16": "f16", "int8": "q8_0"}
+    KV = {"bf16": ("f16",), "int8": ("q8_0", "f16")}  # the smaller cache is not the faster one: it may choose
     # glibc then asks for huge pages, as dsv2 does for its weights; it matters with load=none and for repacked weights.
     environment = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
@@ -286,8 +286,8 @@ class LlamaCpp(Peer):
             return f"no counterpart of {job.dtype} with a cache of {job.kv_dtype}"
         return None
 
-    def dtype(self, job):
-        return self.KINDS[job.dtype], self.KV[job.kv_dtype]
+    def dtype(self, job, variant):
+        return self.KINDS[job.dtype], variant.rpartition("kv=")[2] if variant else None
 
     def model(self, job):
         return self._models.gguf(job.shape, self.KINDS[job.dtype], self.python)
@@ -295,11 +295,12 @@ class LlamaCpp(Peer):
     def loadings(self, job):
         """Ways to hold the weights: the first thing to choose from."""
         repack = (1, 0) if job.dtype != "bf16" else (1,)
-        return [f"load={load},repack={r},fa=1,kv={self.KV[job.kv_dtype]}" for load in ("mmap", "none") for r in repack]
+        return [f"load={load},repack={r},fa=1,kv=f16" for load in ("mmap", "none") for r in repack]
 
-    def forms(self, loading):
-        """Flash attention on and off: the second."""
-        return [loading, loading.replace("fa=1", "fa=0")]
+    def forms(self, job, loading):
+        """Types of the cache, flash attention on and off (which a quantised cache needs): the second."""
+        head = loading.partition(",fa=")[0]
+        return [f"{head},fa={fa},kv={kv}" for kv in self.KV[job.kv_dtype] for fa in ((1, 0) if kv == "f16" else (1,))]
 
 
 class Transformers(Peer):
@@ -313,7 +314,7 @@ class Transformers(Peer):
             return "measured in bf16 alone"
         return None
 
-    def dtype(self, job):
+    def dtype(self, job, variant):
         return "bfloat16", "bfloat16"
 
     def model(self, job):
@@ -322,7 +323,7 @@ class Transformers(Peer):
     def loadings(self, job):
         return ["experts=grouped_mm", "experts=eager"]
 
-    def forms(self, loading):
+    def forms(self, job, loading):
         return [loading]
 
 
