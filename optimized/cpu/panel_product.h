@@ -84,6 +84,8 @@ struct Step<Arithmetic::bf16> {
   template <int M, int P>
   static void run(const float* const (&x)[M], const char* const (&w)[P], std::int64_t k, V (&acc)[M][P][kVectors]) {
     for (int odd = 0; odd < 2; ++odd) {
+      // With several rows the odd column's weights are loaded anew: both columns' do not fit beside the sums.
+      if (M > 2 && odd) __asm__ volatile("" ::: "memory");
       V ws[P][kVectors];
       for (int p = 0; p < P; ++p)
         for (int v = 0; v < kVectors; ++v) {
@@ -419,6 +421,16 @@ inline void widen_block(const char* block, char* to) {
     }
 }
 
+/// Steps of a bf16 panel, two columns each, as columns of floats.
+inline void widen_pairs(const char* w, std::int64_t steps, float* to) {
+  for (std::int64_t k = 0; k < steps; ++k)
+    for (int v = 0; v < kVectors; ++v) {
+      const U pairs = get_as<U>(w + k * 64 + v * static_cast<int>(sizeof(U)));
+      store(to + 2 * k * kPanel + v * kWidth, (V)(pairs << 16));
+      store(to + (2 * k + 1) * kPanel + v * kWidth, (V)(pairs & 0xffff0000u));
+    }
+}
+
 /// c[r][p*16..] = x[r] . w[p] over `width` columns, for `rows` rows and P panels; c is [rows][P*16]. `next`: the panels
 /// that will be read after these, asked for in time. Every element is summed in the same order whatever `rows` and its
 /// place.
@@ -444,6 +456,17 @@ void products(const Rows& x, std::int64_t rows, const char* const* w, const char
           for (std::int64_t i = 0; i < count; ++i)
             widen_block<A>(w[p] + (b + i) * Q::kBytes, wide[p] + i * kStepsInBlock * 64);
         float_block<S, P>(x, rows, panels, panels, b * kStepsInBlock, count * kStepsInBlock, c);
+      }
+    } else if (A == Arithmetic::bf16 && kVectors > 1 && rows > kTileRows) {
+      // Where a panel's sums fill several vectors there are none to spare for widening in the tile.
+      constexpr std::int64_t kColumns = 128;  // 32 KiB of four panels
+      alignas(64) float wide[P][kColumns * kPanel];
+      const char* panels[P];
+      for (int p = 0; p < P; ++p) panels[p] = reinterpret_cast<const char*>(wide[p]);
+      for (std::int64_t k = 0; k < width; k += kColumns) {
+        const std::int64_t count = width - k < kColumns ? width - k : kColumns;
+        for (int p = 0; p < P; ++p) widen_pairs(w[p] + k / 2 * 64, (count + 1) / 2, wide[p]);
+        float_block<Step<Arithmetic::f32>, P>(x, rows, panels, panels, k, count, c);
       }
     } else {
       using S = Step<A>;

@@ -24,7 +24,8 @@ using U = std::uint32_t __attribute__((vector_size(4 * kWidth)));
 using H = std::uint16_t __attribute__((vector_size(2 * kWidth)));
 using B = std::int8_t __attribute__((vector_size(kWidth)));
 
-inline V broadcast(float x) { return V{} + x; }
+/// Less zero, which the compiler may leave out; adding zero would turn -0 into 0.
+inline V broadcast(float x) { return x - V{}; }
 inline float widen(std::uint16_t bf16) { return __builtin_bit_cast(float, static_cast<std::uint32_t>(bf16) << 16); }
 
 /// Round to nearest even, as to_bf16(); NaN is kept out by the callers.
