@@ -86,6 +86,14 @@ void ModelFlags::add_to(CLI::App& sub, bool draw_seed) {
                  concat("Seed of random weights and inputs (default ", draw_seed ? "drawn and printed)" : "1)"));
 }
 
+namespace {
+
+Progress tensors_on(ProgressLine& line) {
+  return [&line](std::int64_t done, std::int64_t total) { line.show(done, total, "tensors"); };
+}
+
+}  // namespace
+
 Config ModelFlags::config() const {
   DSV2_CHECK(model_.empty() != preset_.empty(), "--model, --preset: expected exactly one of them, found ",
              model_.empty() ? "neither" : "both");
@@ -110,15 +118,17 @@ std::vector<std::string> ModelFlags::dtypes(const std::vector<std::string>& flag
 
 std::shared_ptr<const Weights> ModelFlags::weights(const Config& config, DType dtype) const {
   if (!model_.empty()) {
-    ProgressLine progress("load");
-    auto stored = Weights::load(model_, config, nullptr,
-                                [&](std::int64_t done, std::int64_t total) { progress.show(done, total, "tensors"); });
+    auto stored = [&] {
+      ProgressLine progress("load");
+      return Weights::load(model_, config, nullptr, tensors_on(progress));
+    }();
     const bool as_stored = dtype == DType::f32 || is_quantised(stored->layers.front().self_attn.o_proj.weight.dtype);
-    return as_stored ? stored : Weights::rounded(stored, config, dtype);
+    if (as_stored) return stored;
+    ProgressLine progress(concat(is_quantised(dtype) ? "quantise to " : "round to ", name(dtype)));
+    return Weights::rounded(stored, config, dtype, tensors_on(progress));
   }
   ProgressLine progress("draw weights");
-  return Weights::random(config, seed_, dtype,
-                         [&](std::int64_t done, std::int64_t total) { progress.show(done, total, "tensors"); });
+  return Weights::random(config, seed_, dtype, tensors_on(progress));
 }
 
 DType ModelFlags::stored_dtype(const Config& config, DType dtype) const {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <exception>
+#include <mutex>
 #include <map>
 #include <set>
 
@@ -177,7 +178,7 @@ std::shared_ptr<const Weights> Weights::random(const Config& config, std::uint64
 }
 
 std::shared_ptr<const Weights> Weights::rounded(std::shared_ptr<const Weights> weights, const Config& config,
-                                                DType dtype) {
+                                                DType dtype, const Progress& progress) {
   DSV2_CHECK(is_weight_dtype(dtype) || is_quantised(dtype),
              "rounded weights: expected dtype f32, bf16, f16, int8 or int4, found ", name(dtype));
   auto copy = std::make_shared<Weights>();
@@ -196,13 +197,17 @@ std::shared_ptr<const Weights> Weights::rounded(std::shared_ptr<const Weights> w
   if (changed.empty()) return weights;
   require_memory(bytes, "rounded weights");
   auto converted = std::make_shared<std::vector<Tensor>>(changed.size());
-  std::exception_ptr failure;              // an exception must not leave the parallel region
+  std::exception_ptr failure;  // an exception must not leave the parallel region
+  std::size_t done = 0;
+  std::mutex reporting;
   const bool many = changed.size() >= 64;  // quantise() shares a matrix among the threads itself
 #pragma omp parallel for schedule(dynamic) if (many)
   for (std::size_t n = 0; n < changed.size(); ++n) {
     try {
       TensorView& view = *slots[changed[n]].view;
       view = ((*converted)[n] = convert(view, dtype)).view();
+      const std::lock_guard lock(reporting);
+      report_progress(progress, ++done, changed.size());
     } catch (...) {
 #pragma omp critical
       failure = std::current_exception();

@@ -88,7 +88,7 @@ class Weights {
   /// A copy whose matrices and embeddings are rounded to `dtype` (f32, bf16, f16; i8 and i4: quantised); norms, gate
   /// and biases are kept as they are. Where nothing changes (stored in that dtype already) the memory is shared.
   static std::shared_ptr<const Weights> rounded(std::shared_ptr<const Weights> weights, const Config& config,
-                                                DType dtype);
+                                                DType dtype, const Progress& progress = {});
 
   /// Writes config.json and model.safetensors, or shards of at most `shard_bytes` with an index, into folder `dir`
   /// (made if missing), as write_checkpoint() does.
