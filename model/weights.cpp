@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <exception>
-#include <mutex>
 #include <map>
+#include <mutex>
 #include <set>
 
 #include "model/checkpoint.h"
