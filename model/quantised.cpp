@@ -207,6 +207,8 @@ std::span<const QuantiseVariant> quantise_variants() {
   return all;
 }
 
+constexpr std::int64_t kParallelFrom = 1 << 16;  // elements: less is done sooner than threads are woken
+
 Tensor quantise(const TensorView& matrix, DType dtype) {
   check_quantised(dtype);
   DSV2_CHECK(matrix.shape.size() >= 2, "quantise: expected a matrix, found shape ", to_string(matrix.shape));
@@ -218,7 +220,7 @@ Tensor quantise(const TensorView& matrix, DType dtype) {
   auto* const panel = static_cast<std::byte*>(to.data());
   const TensorView all{matrix.dtype, {matrices * rows, cols}, matrix.data};
   DSV2_CHECK(!is_quantised(all.dtype) && all.dtype != DType::i64, "quantise: expected floats, found ", name(all.dtype));
-#pragma omp parallel
+#pragma omp parallel if (matrix.size() >= kParallelFrom)
   {
     std::vector<float> wide(static_cast<std::size_t>(kQuantPanel * cols));
 #pragma omp for schedule(dynamic, 4)

@@ -42,11 +42,13 @@ void require_drawn(DType dtype) {
              "random weights: expected dtype f32, bf16, int8 or int4, found ", name(dtype));
 }
 
+constexpr std::int64_t kParallelFrom = 1 << 16;  // elements: less is done sooner than threads are woken
+
 /// Draws all of `view` into `to`; of a quantised matrix panel by panel, so that it never exists as floats.
 void draw(std::byte* to, const TensorView& view, std::uint64_t stream, const Fill& how) {
   if (!is_quantised(view.dtype)) return fill_normal(to, view.dtype, view.size(), stream, how.mean, how.scale);
   const std::int64_t rows = view.dim(0), cols = view.dim(1), panel_bytes = quantised_panel_bytes(view.dtype, cols);
-#pragma omp parallel
+#pragma omp parallel if (view.size() >= kParallelFrom)
   {
     std::vector<float> wide(static_cast<std::size_t>(kQuantPanel * cols));
 #pragma omp for schedule(dynamic, 4)

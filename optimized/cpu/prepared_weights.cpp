@@ -126,6 +126,8 @@ void PreparedWeights::rows(const TensorView& from, std::int64_t first, std::int6
     pending_.push_back({from, first, count, arithmetic, to});
 }
 
+constexpr std::int64_t kParallelFrom = 1 << 17;  // bytes: less is done sooner than threads are woken
+
 void PreparedWeights::make_copies() {
   std::vector<std::int64_t> offsets;
   for (const Copy& c : pending_) {
@@ -134,7 +136,7 @@ void PreparedWeights::make_copies() {
   }
   panels_ = allocate_pages(panel_bytes_, "packed weights");
   auto* const base = static_cast<std::byte*>(panels_.get());
-#pragma omp parallel for schedule(dynamic)
+#pragma omp parallel for schedule(dynamic) if (panel_bytes_ >= kParallelFrom)
   for (std::size_t i = 0; i < pending_.size(); ++i) {
     const Copy& c = pending_[i];
     const std::int64_t bytes = panel_bytes(c.arithmetic, c.from.dim(1));
