@@ -187,6 +187,7 @@ struct Launch {
   std::uint64_t* sector_bits[2] = {nullptr, nullptr};  ///< a bit for each sector of the arena: loaded, stored
   GlobalCell* global_cells = nullptr;                  ///< of each 4 bytes of the arena
   GlobalOrder* order = nullptr;
+  std::uint64_t workspace = 0;  ///< of a cooperative launch: what its blocks count arrivals in
 };
 
 /// A host thread that runs blocks of a launch.
