@@ -529,6 +529,13 @@ T bounded(T value, bool finite_operands) {
   return keeps ? value : std::copysign(std::numeric_limits<T>::max(), value);
 }
 
+/// Of a * b - c the sign, in a number that does not underflow: the product of two floats is exact in double.
+inline float residue(float a, float b, float c) {
+  const double difference = static_cast<double>(a) * b - c;
+  return difference > 0 ? 1.0f : difference < 0 ? -1.0f : 0.0f;
+}
+inline double residue(double a, double b, double c) { return std::fma(a, b, -c); }
+
 template <Rounding kRounding>
 struct DirectedAdd {
   template <class T>
@@ -537,7 +544,7 @@ struct DirectedAdd {
     const T back = sum - a;
     const T error = (a - (sum - back)) + (b - back);
     T result = directed<kRounding>(sum, error);
-    if (sum == 0 && error == 0 && a == -b && a != 0) result = kRounding == Rounding::down ? -T{0} : T{0};
+    if (sum == 0 && std::signbit(a) != std::signbit(b)) result = kRounding == Rounding::down ? -T{0} : T{0};
     return bounded<kRounding>(canonical(result), std::isfinite(a) && std::isfinite(b));
   }
 };
@@ -553,7 +560,7 @@ struct DirectedMultiply {
   template <class T>
   static T apply(T a, T b) {
     const T product = a * b;
-    const T result = directed<kRounding>(product, static_cast<T>(std::fma(a, b, -product)));
+    const T result = directed<kRounding>(product, residue(a, b, product));
     return bounded<kRounding>(canonical(result), std::isfinite(a) && std::isfinite(b));
   }
 };
@@ -576,7 +583,7 @@ struct DirectedDivide {
   template <class T>
   static T apply(T a, T b) {
     const T quotient = a / b;
-    const T rest = static_cast<T>(std::fma(-quotient, b, a));
+    const T rest = -residue(quotient, b, a);
     const T result = directed<kRounding>(quotient, b < 0 ? -rest : rest);
     return bounded<kRounding>(canonical(result), std::isfinite(a) && std::isfinite(b) && b != 0);
   }
@@ -593,7 +600,7 @@ struct DirectedSqrt {
   template <class T>
   static T apply(T a) {
     const T root = std::sqrt(a);
-    return canonical(directed<kRounding>(root, static_cast<T>(std::fma(-root, root, a))));
+    return canonical(directed<kRounding>(root, -residue(root, root, a)));
   }
 };
 
