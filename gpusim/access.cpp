@@ -36,18 +36,16 @@ void read_addresses(Warp& warp, const Instruction& in, Addresses& out) {
   out.pattern = Pattern::scattered;
 }
 
-/// Sets the pattern; all lanes take part.
-void find_pattern(Addresses& addresses, std::uint64_t bytes) {
+/// The pattern of all 32 lanes' addresses. The last lane tells most patterns apart.
+inline Pattern find_pattern(const Addresses& addresses, std::uint64_t bytes) {
   const std::uint64_t first = addresses.at[0];
-  std::uint64_t not_unit = 0;
-  std::uint64_t not_uniform = 0;
-  for (int l = 0; l < kWarpLanes; ++l) {
-    const std::uint64_t distance = addresses.at[l] - first;
-    not_uniform |= distance;
-    not_unit |= distance ^ (static_cast<std::uint64_t>(l) * bytes);
-  }
-  if (not_unit == 0) addresses.pattern = Pattern::unit;
-  if (not_uniform == 0) addresses.pattern = Pattern::uniform;
+  const std::uint64_t span = addresses.at[kWarpLanes - 1] - first;
+  if (span != 0 && span != bytes * (kWarpLanes - 1)) return Pattern::scattered;
+  const std::uint64_t step = span == 0 ? 0 : bytes;
+  std::uint64_t wrong = 0;
+  for (int l = 0; l < kWarpLanes; ++l) wrong |= (addresses.at[l] - first) ^ (static_cast<std::uint64_t>(l) * step);
+  if (wrong != 0) return Pattern::scattered;
+  return span == 0 ? Pattern::uniform : Pattern::unit;
 }
 
 /// Lanes of the mask whose addresses are no multiple of `bytes`.
@@ -70,8 +68,8 @@ std::uint32_t outside_lanes(const Addresses& addresses, std::uint64_t begin, std
 }
 
 /// Whether all 32 lanes lie within [begin, begin + size) and on multiples of `bytes`; finds their pattern.
-bool all_inside(Addresses& addresses, std::uint64_t begin, std::uint64_t size, std::uint64_t bytes) {
-  find_pattern(addresses, bytes);
+inline bool all_inside(Addresses& addresses, std::uint64_t begin, std::uint64_t size, std::uint64_t bytes) {
+  addresses.pattern = find_pattern(addresses, bytes);
   if (size < bytes) return false;
   const std::uint64_t last = size - bytes;
   if (addresses.pattern != Pattern::scattered) {
@@ -259,15 +257,100 @@ void load_element(Warp& warp, std::int32_t slot, const Addresses& addresses, int
   }
 }
 
+#if defined(__SSE2__)
+/// Four 32-bit elements of every lane: 16 bytes at a time, transposed. `address(l)` is lane l's.
+template <class Address>
+void load_quads(Warp& warp, const std::int32_t* slots, Address address) {
+  alignas(64) static thread_local float ignored[kWarpLanes];
+  float* to[4];
+  for (int i = 0; i < 4; ++i) to[i] = slots[i] >= 0 ? lanes<float>(warp, slots[i]) : ignored;
+  for (int l = 0; l < kWarpLanes; l += 4) {
+    __m128 row[4];
+    for (int i = 0; i < 4; ++i) row[i] = _mm_loadu_ps(reinterpret_cast<const float*>(address(l + i)));
+    _MM_TRANSPOSE4_PS(row[0], row[1], row[2], row[3]);
+    for (int i = 0; i < 4; ++i) _mm_store_ps(to[i] + l, row[i]);
+  }
+}
+#endif
+
+/// All lanes' elements from host addresses.
+template <class T, class R>
+void load_elements(Warp& warp, const Instruction& in, const Addresses& addresses) {
+  const std::int32_t* const slots = warp.lists + in.list;
+#if defined(__SSE2__)
+  if constexpr (sizeof(T) == 4 && sizeof(R) == 4) {
+    if (in.elements == 4 && addresses.mask == kAllLanes && addresses.pattern != Pattern::uniform) {
+      return load_quads(warp, slots, [&](int l) { return addresses.at[l]; });
+    }
+  }
+#endif
+  for (int i = 0; i < in.elements; ++i) {
+    if (slots[i] >= 0) load_element<T, R>(warp, slots[i], addresses, i, in.elements);
+  }
+}
+
+/// Offsets of all 32 lanes in the block's own shared memory; false where one is out of bounds, misaligned or another
+/// block's: the general path sorts that out.
+inline bool shared_offsets(Warp& warp, const Instruction& in, std::uint32_t bytes, std::uint32_t* offsets) {
+  const Block& block = *warp.block;
+  if (warp.exec != kAllLanes || !block.cluster.empty() || block.shared_end < kSharedBase + bytes) return false;
+  const auto offset = static_cast<std::uint32_t>(in.immediate);
+  std::uint32_t most = 0;
+  std::uint32_t low = 0;
+  const auto note = [&](int l, std::uint32_t at) {
+    offsets[l] = at;
+    const std::uint32_t beyond = at - kSharedBase;
+    most = beyond > most ? beyond : most;
+    low |= at;
+  };
+  if (in.address_bytes == 8) {
+    const auto* a = lanes<std::uint64_t>(warp, in.a);
+    for (int l = 0; l < kWarpLanes; ++l) note(l, static_cast<std::uint32_t>(a[l]) + offset);
+  } else {
+    const auto* a = lanes<std::uint32_t>(warp, in.a);
+    for (int l = 0; l < kWarpLanes; ++l) note(l, a[l] + offset);
+  }
+  return most <= block.shared_end - kSharedBase - bytes && (low & (bytes - 1)) == 0;
+}
+
+/// 32-bit elements at all lanes' offsets.
+inline void gather_words(std::uint32_t* to, const std::byte* base, const std::uint32_t* offsets) {
+#if defined(__AVX512F__)
+  for (int l = 0; l < kWarpLanes; l += 16) {
+    const __m512i at = _mm512_load_si512(offsets + l);
+    _mm512_store_si512(to + l, _mm512_i32gather_epi32(at, base, 1));
+  }
+#else
+  for (int l = 0; l < kWarpLanes; ++l) std::memcpy(to + l, base + offsets[l], 4);
+#endif
+}
+
+/// ld.shared of 32-bit elements by all lanes, where nobody looks on.
+inline bool load_shared_words(Warp& warp, const Instruction& in) {
+  alignas(64) std::uint32_t offsets[kWarpLanes];
+  if (!shared_offsets(warp, in, 4u * in.elements, offsets)) return false;
+  const std::byte* const base = warp.block->shared.data();
+  const std::int32_t* const slots = warp.lists + in.list;
+#if defined(__SSE2__)
+  if (in.elements == 4) {
+    load_quads(warp, slots, [=](int l) { return base + offsets[l]; });
+    return true;
+  }
+#endif
+  for (int i = 0; i < in.elements; ++i) {
+    if (slots[i] >= 0) gather_words(lanes<std::uint32_t>(warp, slots[i]), base + 4 * i, offsets);
+  }
+  return true;
+}
+
 template <class T, class R, Space kSpace, bool kInstrumented>
 void load(Warp& warp, const Instruction& in) {
+  if constexpr (kSpace == Space::shared && !kInstrumented && sizeof(T) == 4 && sizeof(R) == 4) {
+    if (load_shared_words(warp, in)) return;
+  }
   Addresses addresses;
   resolve<kSpace, kInstrumented>(warp, in, addresses, static_cast<int>(sizeof(T)) * in.elements, Access::read);
-  if (addresses.mask == 0) return;
-  for (int i = 0; i < in.elements; ++i) {
-    const std::int32_t slot = warp.lists[in.list + i];
-    if (slot >= 0) load_element<T, R>(warp, slot, addresses, i, in.elements);
-  }
+  if (addresses.mask != 0) load_elements<T, R>(warp, in, addresses);
 }
 
 // ---- stores
@@ -284,8 +367,23 @@ void store_element(Warp& warp, std::int32_t slot, const Addresses& addresses, in
   for_lanes(addresses.mask, [&](int l) { store_to<T>(addresses.at[l] + offset, static_cast<T>(from[l])); });
 }
 
+/// st.shared of 32-bit elements by all lanes, where nobody looks on.
+inline bool store_shared_words(Warp& warp, const Instruction& in) {
+  alignas(64) std::uint32_t offsets[kWarpLanes];
+  if (!shared_offsets(warp, in, 4u * in.elements, offsets)) return false;
+  std::byte* const base = warp.block->shared.data();
+  for (int i = 0; i < in.elements; ++i) {
+    const auto* from = lanes<std::uint32_t>(warp, warp.lists[in.list + i]);
+    for (int l = 0; l < kWarpLanes; ++l) std::memcpy(base + offsets[l] + 4 * i, from + l, 4);
+  }
+  return true;
+}
+
 template <class T, class R, Space kSpace, bool kInstrumented>
 void store(Warp& warp, const Instruction& in) {
+  if constexpr (kSpace == Space::shared && !kInstrumented && sizeof(T) == 4 && sizeof(R) == 4) {
+    if (store_shared_words(warp, in)) return;
+  }
   Addresses addresses;
   resolve<kSpace, kInstrumented>(warp, in, addresses, static_cast<int>(sizeof(T)) * in.elements, Access::write);
   if (addresses.mask == 0) return;

@@ -31,29 +31,46 @@ std::pair<int, bool> shuffle_source(int l, std::uint32_t by, std::uint32_t clamp
   return {inside ? source : l, inside};
 }
 
+void check_sources(Warp& warp, const Instruction& in, const std::uint32_t* source) {
+  std::uint32_t sources = 0;
+  for_lanes(warp.exec, [&](int l) { sources |= 1u << source[l]; });
+  if ((sources & ~warp.exec & warp.start) == 0) return;
+  report(warp, warp.machine->index_of(in), FindingKind::bad_shuffle, warp.exec,
+         "a lane reads from one that does not take part");
+}
+
+/// result[l] = values[from[l]].
+inline void permute(std::uint32_t* result, const std::uint32_t* values, const std::uint32_t* from) {
+#if defined(__AVX512F__)
+  const __m512i low = _mm512_loadu_si512(values);
+  const __m512i high = _mm512_loadu_si512(values + 16);
+  for (int l = 0; l < kWarpLanes; l += 16) {
+    const __m512i at = _mm512_loadu_si512(from + l);
+    _mm512_storeu_si512(result + l, _mm512_permutex2var_epi32(low, at, high));
+  }
+#else
+  for (int l = 0; l < kWarpLanes; ++l) result[l] = values[from[l]];
+#endif
+}
+
 template <Shuffle kMode>
 void shuffle_as(Warp& warp, const Instruction& in) {
-  const auto* a = lanes<std::uint32_t>(warp, in.a);
   const auto* by = lanes<std::uint32_t>(warp, in.b);
   const auto* clamp = lanes<std::uint32_t>(warp, in.c);
-  alignas(64) std::uint32_t result[kWarpLanes];
-  std::uint32_t inside_mask = 0;
-  std::uint32_t sources = 0;
+  alignas(64) std::uint32_t source[kWarpLanes];
+  alignas(64) std::uint32_t inside[kWarpLanes];
   for (int l = 0; l < kWarpLanes; ++l) {
-    const auto [source, inside] = shuffle_source<kMode>(l, by[l], clamp[l]);
-    result[l] = a[source & 31];
-    inside_mask |= static_cast<std::uint32_t>(inside) << l;
-    sources |= (warp.exec >> l & 1u) << (source & 31);
+    const auto [from, is_inside] = shuffle_source<kMode>(l, by[l], clamp[l]);
+    source[l] = static_cast<std::uint32_t>(from) & 31u;
+    inside[l] = is_inside ? kAllLanes : 0u;
   }
-  if (in.d2 >= 0) write_predicate(warp, in.d2, inside_mask);
+  if (warp.exec != kAllLanes && warp.machine->checks.barriers) check_sources(warp, in, source);
+  alignas(64) std::uint32_t result[kWarpLanes];
+  permute(result, lanes<std::uint32_t>(warp, in.a), source);
+  if (in.d2 >= 0) write_predicate(warp, in.d2, to_mask(inside));
   if (in.d >= 0) {
-    const std::uint32_t* from = result;
-    write<std::uint32_t>(warp, in.d, [=](int l) { return from[l]; });
-  }
-  const std::uint32_t absent = sources & ~warp.exec & warp.start;
-  if (absent != 0 && warp.machine->checks.barriers) {
-    report(warp, warp.machine->index_of(in), FindingKind::bad_shuffle, warp.exec,
-           "a lane reads from one that does not take part");
+    const std::uint32_t* values = result;
+    write<std::uint32_t>(warp, in.d, [=](int l) { return values[l]; });
   }
 }
 
