@@ -251,7 +251,20 @@ void load_element(Warp& warp, std::int32_t slot, const Addresses& addresses, int
     return;
   }
   if (addresses.mask == kAllLanes) {
-    for (int l = 0; l < kWarpLanes; ++l) to[l] = static_cast<R>(load_from<T>(addresses.at[l] + offset));
+    // Half warps often read side by side, as rows of a tile.
+    constexpr int kHalf = kWarpLanes / 2;
+    for (int first = 0; first < kWarpLanes; first += kHalf) {
+      const std::uint64_t base = addresses.at[first];
+      std::uint64_t wrong = static_cast<std::uint64_t>(elements != 1);
+      for (int l = 0; l < kHalf; ++l)
+        wrong |= (addresses.at[first + l] - base) ^ (static_cast<std::uint64_t>(l) * sizeof(T));
+      if (wrong == 0) {
+        const T* const from = reinterpret_cast<const T*>(base);
+        for (int l = 0; l < kHalf; ++l) to[first + l] = static_cast<R>(from[l]);
+      } else {
+        for (int l = first; l < first + kHalf; ++l) to[l] = static_cast<R>(load_from<T>(addresses.at[l] + offset));
+      }
+    }
   } else {
     for_lanes(addresses.mask, [&](int l) { to[l] = static_cast<R>(load_from<T>(addresses.at[l] + offset)); });
   }
@@ -313,12 +326,39 @@ inline bool shared_offsets(Warp& warp, const Instruction& in, std::uint32_t byte
   return most <= block.shared_end - kSharedBase - bytes && (low & (bytes - 1)) == 0;
 }
 
-/// 32-bit elements at all lanes' offsets.
+/// 32-bit elements at all lanes' offsets. Groups of lanes mostly read side by side or one element: gathers are slow.
 inline void gather_words(std::uint32_t* to, const std::byte* base, const std::uint32_t* offsets) {
 #if defined(__AVX512F__)
+  const __m512i steps = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60);
   for (int l = 0; l < kWarpLanes; l += 16) {
     const __m512i at = _mm512_load_si512(offsets + l);
-    _mm512_store_si512(to + l, _mm512_i32gather_epi32(at, base, 1));
+    const __m512i distance = _mm512_sub_epi32(at, _mm512_set1_epi32(static_cast<int>(offsets[l])));
+    const std::byte* const first = base + offsets[l];
+    __m512i value;
+    if (_mm512_cmpeq_epi32_mask(distance, steps) == 0xffff) {
+      value = _mm512_loadu_si512(first);
+    } else if (_mm512_test_epi32_mask(distance, distance) == 0) {
+      value = _mm512_set1_epi32(static_cast<int>(load_from<std::uint32_t>(reinterpret_cast<std::uint64_t>(first))));
+    } else {
+      value = _mm512_i32gather_epi32(at, base, 1);
+    }
+    _mm512_store_si512(to + l, value);
+  }
+#elif defined(__AVX2__)
+  const __m256i steps = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+  for (int l = 0; l < kWarpLanes; l += 8) {
+    const __m256i at = _mm256_load_si256(reinterpret_cast<const __m256i*>(offsets + l));
+    const __m256i distance = _mm256_sub_epi32(at, _mm256_set1_epi32(static_cast<int>(offsets[l])));
+    const std::byte* const first = base + offsets[l];
+    auto* const out = reinterpret_cast<__m256i*>(to + l);
+    if (_mm256_movemask_epi8(_mm256_cmpeq_epi32(distance, steps)) == -1) {
+      _mm256_store_si256(out, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(first)));
+    } else if (_mm256_testz_si256(distance, distance) != 0) {
+      _mm256_store_si256(
+          out, _mm256_set1_epi32(static_cast<int>(load_from<std::uint32_t>(reinterpret_cast<std::uint64_t>(first)))));
+    } else {
+      for (int i = l; i < l + 8; ++i) std::memcpy(to + i, base + offsets[i], 4);
+    }
   }
 #else
   for (int l = 0; l < kWarpLanes; ++l) std::memcpy(to + l, base + offsets[l], 4);

@@ -2,34 +2,10 @@
 #include <algorithm>
 
 #include "gpusim/handlers.h"
-#include "gpusim/interpreter.h"
 #include "gpusim/lanes.h"
 
 namespace gpusim::DSV2_ISA {
 namespace {
-
-enum class Shuffle : std::uint8_t { up, down, butterfly, index };
-
-/// The lane that lane `l` reads, and whether it lies within the segment.
-template <Shuffle kMode>
-std::pair<int, bool> shuffle_source(int l, std::uint32_t by, std::uint32_t clamp_and_mask) {
-  const int segment = static_cast<int>(clamp_and_mask >> 8 & 31u);
-  const int clamp = static_cast<int>(clamp_and_mask & 31u);
-  const int distance = static_cast<int>(by & 31u);
-  const int last = (l & segment) | (clamp & ~segment);
-  int source = 0;
-  bool inside = false;
-  if constexpr (kMode == Shuffle::up) {
-    source = l - distance;
-    inside = source >= last;
-  } else {
-    source = kMode == Shuffle::down        ? l + distance
-             : kMode == Shuffle::butterfly ? (l ^ distance)
-                                           : ((l & segment) | (distance & ~segment));
-    inside = source <= last;
-  }
-  return {inside ? source : l, inside};
-}
 
 void check_sources(Warp& warp, const Instruction& in, const std::uint32_t* source) {
   std::uint32_t sources = 0;
@@ -60,8 +36,8 @@ void shuffle_as(Warp& warp, const Instruction& in) {
   alignas(64) std::uint32_t source[kWarpLanes];
   alignas(64) std::uint32_t inside[kWarpLanes];
   for (int l = 0; l < kWarpLanes; ++l) {
-    const auto [from, is_inside] = shuffle_source<kMode>(l, by[l], clamp[l]);
-    source[l] = static_cast<std::uint32_t>(from) & 31u;
+    const auto [from, is_inside] = shuffle_source(kMode, l, by[l], clamp[l]);
+    source[l] = static_cast<std::uint32_t>(from);
     inside[l] = is_inside ? kAllLanes : 0u;
   }
   if (warp.exec != kAllLanes && warp.machine->checks.barriers) check_sources(warp, in, source);
@@ -75,7 +51,7 @@ void shuffle_as(Warp& warp, const Instruction& in) {
 }
 
 void shuffle(Warp& warp, const Instruction& in) {
-  if (!lanes_gathered(warp, in)) return;
+  if (!gathered(warp, in)) return;
   switch (static_cast<Shuffle>(in.mode)) {
     case Shuffle::up:
       return shuffle_as<Shuffle::up>(warp, in);
@@ -88,8 +64,22 @@ void shuffle(Warp& warp, const Instruction& in) {
   }
 }
 
+/// Distance and segment are numbers in the text: `b` holds each lane's source, `immediate` who reads within its
+/// segment.
+void shuffle_fixed(Warp& warp, const Instruction& in) {
+  if (!gathered(warp, in)) return;
+  const auto* source = lanes<std::uint32_t>(warp, in.b);
+  if (warp.exec != kAllLanes && warp.machine->checks.barriers) check_sources(warp, in, source);
+  alignas(64) std::uint32_t result[kWarpLanes];
+  permute(result, lanes<std::uint32_t>(warp, in.a), source);
+  if (in.d2 >= 0) write_predicate(warp, in.d2, static_cast<std::uint32_t>(in.immediate));
+  if (in.d < 0) return;
+  const std::uint32_t* values = result;
+  write<std::uint32_t>(warp, in.d, [=](int l) { return values[l]; });
+}
+
 void vote(Warp& warp, const Instruction& in) {
-  if (!lanes_gathered(warp, in)) return;
+  if (!gathered(warp, in)) return;
   std::uint32_t value = predicate(warp, in.a);
   if ((in.flags & kNegated) != 0) value = ~value;
   value &= warp.exec;
@@ -132,7 +122,7 @@ void match_as(Warp& warp, const Instruction& in) {
 
 template <bool kAll>
 void match(Warp& warp, const Instruction& in) {
-  if (!lanes_gathered(warp, in)) return;
+  if (!gathered(warp, in)) return;
   in.bytes == 8 ? match_as<std::uint64_t, kAll>(warp, in) : match_as<std::uint32_t, kAll>(warp, in);
 }
 
@@ -174,11 +164,11 @@ struct OddBits {
 
 template <class T, class Combine>
 void redux(Warp& warp, const Instruction& in) {
-  if (lanes_gathered(warp, in)) reduce<T>(warp, in, Combine());
+  if (gathered(warp, in)) reduce<T>(warp, in, Combine());
 }
 
 void elect(Warp& warp, const Instruction& in) {
-  if (!lanes_gathered(warp, in)) return;
+  if (!gathered(warp, in)) return;
   const int leader = std::countr_zero(warp.exec);
   if (in.d >= 0) write<std::uint32_t>(warp, in.d, [=](int) { return static_cast<std::uint32_t>(leader); });
   if (in.d2 >= 0) write_predicate(warp, in.d2, 1u << leader);
@@ -190,13 +180,14 @@ void active_mask(Warp& warp, const Instruction& in) {
 }
 
 void warp_barrier(Warp& warp, const Instruction& in) {
-  if (lanes_gathered(warp, in)) ++warp.warp_syncs;
+  if (gathered(warp, in)) ++warp.warp_syncs;
 }
 
 }  // namespace
 
 void register_warp_operations(HandlerRegistry& registry) {
   add_handler(registry, "shfl", "", shuffle);
+  add_handler(registry, "shfl.fixed", "", shuffle_fixed);
   add_handler(registry, "vote", "", vote);
   add_handler(registry, "match.any", "", match<false>);
   add_handler(registry, "match.all", "", match<true>);
