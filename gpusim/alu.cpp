@@ -588,7 +588,8 @@ struct DirectedFma {
     const double back = sum - product;
     const double rest = (product - (sum - back)) + (c - back);
     const double error = (sum - static_cast<double>(value)) + rest;
-    const float sign = error > 0 ? 1.0f : error < 0 ? -1.0f : 0.0f;
+    // Only its sign matters: no error of this sum is below 2^-298, so that it does not vanish in a float.
+    const auto sign = static_cast<float>(error * 0x1p200);
     const float result = directed<kRounding>(value, sign);
     return bounded<kRounding>(canonical(result), all_finite(a, b, c));
   }

@@ -149,6 +149,36 @@ constexpr std::size_t kKeptBlocks = 16;
 constexpr std::size_t kWorkspaceBytes = 8;
 constexpr std::size_t kSectors = DeviceMemory::kArenaBytes / 32;
 
+/// Cells of global memory for the race check, kept from launch to launch: fresh pages cost more than the check.
+struct RaceTable {
+  SparseTable<GlobalCell> cells{DeviceMemory::kArenaBytes / 4};
+  std::uint64_t next_number = 1;  ///< numbers below are those of earlier launches' blocks
+};
+
+/// Tables that no launch uses now.
+class RaceTables {
+ public:
+  static std::unique_ptr<RaceTable> take(std::uint64_t blocks) {
+    constexpr std::uint64_t kNumbers = std::uint64_t{1} << 31;  // the top bit is a flag
+    DSV2_CHECK(blocks < kNumbers / 2, "gpusim: too many blocks for the check of races between them");
+    const std::lock_guard lock(mutex_);
+    while (!free_.empty()) {
+      std::unique_ptr<RaceTable> table = std::move(free_.back());
+      free_.pop_back();
+      if (table->next_number + blocks + 1 < kNumbers) return table;
+    }
+    return std::make_unique<RaceTable>();
+  }
+  static void give_back(std::unique_ptr<RaceTable> table) {
+    const std::lock_guard lock(mutex_);
+    free_.push_back(std::move(table));
+  }
+
+ private:
+  static inline std::mutex mutex_;
+  static inline std::vector<std::unique_ptr<RaceTable>> free_;
+};
+
 /// One launch from its configuration to its result.
 class LaunchRun {
  public:
@@ -156,7 +186,6 @@ class LaunchRun {
             const DeviceModel& device, const Settings& settings)
       : loads_(settings.counts ? kSectors / 64 : 0),
         stores_(settings.counts ? kSectors / 64 : 0),
-        cells_(settings.checks.global_races ? DeviceMemory::kArenaBytes / 4 : 0),
         start_(std::chrono::steady_clock::now()) {
     launch_.bound = &module.bound(kernel, settings.isa, is_instrumented(settings));
     launch_.module = &module.tree();
@@ -168,9 +197,12 @@ class LaunchRun {
     launch_.settings = settings;
     launch_.sector_bits[0] = loads_.data();
     launch_.sector_bits[1] = stores_.data();
-    launch_.global_cells = cells_.data();
     launch_.order = &order_;
     if (settings.checks.global_races) {
+      races_ = RaceTables::take(config.grid.count());
+      launch_.global_cells = races_->cells.data();
+      order_.base = static_cast<std::uint32_t>(races_->next_number);
+      races_->next_number += config.grid.count() + 1;
       order_.releases.resize(config.grid.count());
       order_.acquired.assign(config.grid.count(), 0);
     }
@@ -183,6 +215,7 @@ class LaunchRun {
     }
   }
   ~LaunchRun() {
+    if (races_ != nullptr) RaceTables::give_back(std::move(races_));
     if (launch_.workspace != 0) launch_.memory->release(launch_.workspace);
   }
   LaunchRun(const LaunchRun&) = delete;
@@ -441,7 +474,7 @@ class LaunchRun {
   GlobalOrder order_;
   SparseTable<std::uint64_t> loads_;
   SparseTable<std::uint64_t> stores_;
-  SparseTable<GlobalCell> cells_;
+  std::unique_ptr<RaceTable> races_;
   std::vector<Machine> machines_;
   std::chrono::steady_clock::time_point start_;
 };
