@@ -37,9 +37,41 @@ struct Touched {
   int count = 0;
 };
 
+/// The common patterns of single words by all lanes: side by side, one cell, or the same twice in both half warps.
+/// False where it is none of these.
+bool touch_pattern(const Addresses& offsets, Touched& touched) {
+  constexpr int kHalf = kWarpLanes / 2;
+  alignas(64) std::uint32_t words[kWarpLanes];
+  for (int l = 0; l < kWarpLanes; ++l) words[l] = static_cast<std::uint32_t>(offsets.at[l]) / 4;
+  std::uint32_t not_repeated = 0;
+  for (int l = 0; l < kHalf; ++l) not_repeated |= words[l] ^ words[l + kHalf];
+  std::uint32_t not_uniform = 0;
+  for (int l = 0; l < kHalf; ++l) not_uniform |= (words[l] ^ words[0]) | (words[l + kHalf] ^ words[kHalf]);
+  if (not_uniform == 0) {
+    touched.count = not_repeated == 0 ? 1 : 2;
+    for (int half = 0; half < touched.count; ++half) {
+      touched.cell[half] = words[half * kHalf];
+      touched.lane[half] = static_cast<std::uint32_t>(half * kHalf) | kFlagBit;
+    }
+    return true;
+  }
+  const int count = not_repeated == 0 ? kHalf : kWarpLanes;
+  std::uint32_t not_contiguous = 0;
+  for (int l = 0; l < count; ++l) not_contiguous |= (words[l] - words[0]) ^ static_cast<std::uint32_t>(l);
+  if (not_contiguous != 0) return false;
+  touched.contiguous = true;
+  touched.count = count;
+  for (int l = 0; l < count; ++l) {
+    touched.cell[l] = words[l];
+    touched.lane[l] = static_cast<std::uint32_t>(l) | (not_repeated == 0 ? kFlagBit : 0u);
+  }
+  return true;
+}
+
 Touched touched_cells(const Addresses& offsets, int bytes) {
   Touched touched;
-  const int cells = std::max(1, bytes / 4);
+  const int cells = bytes / 4;
+  if (cells == 1 && offsets.mask == 0xffffffffu && touch_pattern(offsets, touched)) return touched;
   if (offsets.pattern == Pattern::unit) {
     const auto first = static_cast<std::uint32_t>(offsets.at[0] / 4);
     touched.contiguous = true;
@@ -52,8 +84,8 @@ Touched touched_cells(const Addresses& offsets, int bytes) {
   }
   for_lanes(offsets.mask, [&](int lane) {
     const auto first = static_cast<std::uint32_t>(offsets.at[lane] / 4);
-    if (cells == 1 && touched.count > 0 && touched.cell[touched.count - 1] == first) {
-      touched.lane[touched.count - 1] |= kFlagBit;
+    if (touched.count >= cells && touched.cell[touched.count - cells] == first) {
+      for (int i = touched.count - cells; i < touched.count; ++i) touched.lane[i] |= kFlagBit;
       return;
     }
     for (int i = 0; i < cells; ++i) {
