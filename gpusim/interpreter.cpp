@@ -826,6 +826,7 @@ void run_blocks(Machine& machine, std::span<Block* const> blocks) {
     }
     if (!progress) return report_deadlock(machine, blocks);
   }
+  spend(machine, blocks[0]->warps[0]);  // short blocks never yield: their sum may still be over the budget
 }
 
 }  // namespace gpusim
