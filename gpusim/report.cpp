@@ -248,10 +248,17 @@ void Report::write_text(std::ostream& out) const {
     if (environment_.settings.counts) write_counts(out, kernel.counts, device_);
     if (environment_.lines) write_lines(out, kernel);
   }
-  if (!findings_.empty()) out << "  findings:\n";
-  for (const Finding& finding : findings_) out << "    " << to_string(finding) << '\n';
+  // Each finding was told when it was found; here is how often.
+  std::map<FindingKind, std::pair<std::size_t, std::uint64_t>> kinds;
   std::size_t errors = 0;
-  for (const Finding& finding : findings_) errors += finding.warning ? 0 : 1;
+  for (const Finding& finding : findings_) {
+    ++kinds[finding.kind].first;
+    kinds[finding.kind].second += finding.times;
+    errors += finding.warning ? 0 : 1;
+  }
+  for (const auto& [kind, seen] : kinds)
+    out << "  " << name_of(kind) << ": " << counted(seen.first, "place") << ", " << counted(seen.second, "time")
+        << '\n';
   out << "gpusim: " << counted(errors, "error") << ", " << counted(findings_.size() - errors, "warning") << '\n';
 }
 

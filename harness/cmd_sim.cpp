@@ -82,7 +82,6 @@ std::string check_list() {
 void add_sim(CLI::App& app, ExitCode& code) {
   auto flags = std::make_shared<SimFlags>();
   CLI::App* sub = app.add_subcommand("sim", "Run a CUDA program, linked with gpusim, on the simulated GPU");
-  sub->usage("Usage: dsv2 sim [OPTIONS] PROGRAM [ARGUMENTS]");
   sub->add_option("--device", flags->device, device_names() + " (default h100)");
   sub->add_option("--checks", flags->checks, check_list() + " (default all)");
   sub->add_flag("--counts", flags->counts, "Count instructions, FLOPs, sectors, wavefronts");
@@ -92,7 +91,7 @@ void add_sim(CLI::App& app, ExitCode& code) {
   sub->add_option("--budget", flags->budget, "Warp instructions that a launch may run (default 0: no limit)");
   sub->add_option("--isa", flags->isa, "portable, avx2 or avx512 (default: the best that this CPU has)");
   sub->prefix_command();
-  sub->footer("Exit code: the program's; 1 where that is 0 and a check fired.");
+  sub->footer("dsv2 sim [OPTIONS] PROGRAM [ARGUMENTS]\nExit code: the program's; 1 where that is 0 and a check fired.");
   sub->callback([flags, sub, &code] { code = static_cast<ExitCode>(run(*flags, sub->remaining())); });
 }
 
