@@ -74,6 +74,18 @@ std::uint64_t DeviceMemory::allocate(std::size_t bytes, std::string what, Byte i
   return at;
 }
 
+std::uint64_t DeviceMemory::allocate_variable(std::size_t bytes, const std::string& name) {
+  const std::uint64_t address = allocate(bytes, "__device__ " + name, Byte::initialised);
+  const std::lock_guard lock(mutex_);
+  if (address != 0) allocations_[address].counted_as_leak = false;
+  return address;
+}
+
+std::uint64_t DeviceMemory::end_of_use() const {
+  const std::lock_guard lock(mutex_);
+  return next_;
+}
+
 bool DeviceMemory::release(std::uint64_t address) {
   const std::lock_guard lock(mutex_);
   const auto found = allocations_.find(address);

@@ -47,6 +47,8 @@ class DeviceMemory {
 
   /// Address, or 0 when it does not fit. Fresh memory holds the byte 0xff where bytes are tracked.
   std::uint64_t allocate(std::size_t bytes, std::string what, Byte initial = Byte::uninitialised);
+  /// The same for a module's variable: written already, and no leak.
+  std::uint64_t allocate_variable(std::size_t bytes, const std::string& name);
   /// False where `address` begins no live allocation.
   bool release(std::uint64_t address);
 
@@ -55,6 +57,9 @@ class DeviceMemory {
   std::map<std::uint64_t, Allocation> live() const;
   std::size_t used_bytes() const;
   std::size_t capacity_bytes() const { return capacity_; }
+
+  /// Nothing has been handed out at or beyond this address.
+  std::uint64_t end_of_use() const;
 
   bool contains(std::uint64_t address) const { return address - base_ < kArenaBytes; }
   std::uint64_t base() const { return base_; }

@@ -1,0 +1,32 @@
+// Races: within a block's shared memory between barriers, and in global memory between the blocks of a launch.
+#pragma once
+
+#include "gpusim/machine.h"
+
+namespace gpusim {
+
+/// What is known of 4 bytes of global memory in a launch. Blocks are numbered from 1; 0 is nobody.
+struct GlobalCell {
+  std::uint32_t writer = 0;
+  std::uint32_t write_at = 0;       ///< instruction; the top bit: atomic
+  std::uint32_t write_release = 0;  ///< releases that the writer had done by then
+  std::uint32_t reader = 0;         ///< kManyReaders: several
+  std::uint32_t read_at = 0;
+  std::uint32_t read_release = 0;
+};
+inline constexpr std::uint32_t kManyReaders = 0xffffffffu;
+
+/// Releases and acquisitions of the blocks of a launch, by a common clock: atomics, and loads and stores that are
+/// volatile, acquire, release or relaxed, are both.
+struct GlobalOrder {
+  std::uint64_t clock = 0;
+  std::vector<std::vector<std::uint64_t>> releases;  ///< of each block: their times
+  std::vector<std::uint64_t> acquired;               ///< of each block: the time of its last acquisition
+};
+
+/// Offsets in shared memory; the access follows.
+void check_shared_race(Warp& warp, const Instruction& in, const Addresses& offsets, int bytes, Access access);
+/// Host addresses.
+void check_global_race(Warp& warp, const Instruction& in, const Addresses& addresses, int bytes, Access access);
+
+}  // namespace gpusim
