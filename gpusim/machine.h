@@ -185,6 +185,8 @@ struct Launch {
   std::atomic<std::uint64_t> executed{0};
   std::atomic<bool> stop{false};
   std::uint64_t* sector_bits[2] = {nullptr, nullptr};  ///< a bit for each sector of the arena: loaded, stored
+  std::uint64_t* byte_bits[2] = {nullptr, nullptr};    ///< the same for each byte, where Settings::touched
+  std::uint64_t* page_bits[2] = {nullptr, nullptr};    ///< pages of kTouchedPage bytes in which a byte's bit is set
   GlobalCell* global_cells = nullptr;                  ///< of each 4 bytes of the arena
   GlobalOrder* order = nullptr;
 };
@@ -198,6 +200,7 @@ struct Machine {
   Checks checks;
   bool observes = false;  ///< some check looks at memory
   bool counted = false;
+  bool touched = false;  ///< bytes are marked that a launch touches
   bool parallel = false;
   LaunchStatus status = LaunchStatus::ok;
   bool stop = false;
@@ -214,6 +217,9 @@ struct Machine {
     return static_cast<std::uint32_t>(&instruction - code);
   }
 };
+
+/// Bytes for which Launch::page_bits has one bit.
+inline constexpr std::uint64_t kTouchedPage = 4096;
 
 /// What an access does.
 enum class Access : std::uint8_t { read, write, atomic };

@@ -152,6 +152,10 @@ class LaunchRun {
             const DeviceModel& device, const Settings& settings)
       : loads_(settings.counts ? kSectors / 64 : 0),
         stores_(settings.counts ? kSectors / 64 : 0),
+        bytes_{SparseTable<std::uint64_t>(settings.touched ? DeviceMemory::kArenaBytes / 64 : 0),
+               SparseTable<std::uint64_t>(settings.touched ? DeviceMemory::kArenaBytes / 64 : 0)},
+        pages_{SparseTable<std::uint64_t>(settings.touched ? DeviceMemory::kArenaBytes / kTouchedPage / 64 : 0),
+               SparseTable<std::uint64_t>(settings.touched ? DeviceMemory::kArenaBytes / kTouchedPage / 64 : 0)},
         cells_(settings.checks.global_races ? DeviceMemory::kArenaBytes / 4 : 0),
         start_(std::chrono::steady_clock::now()) {
     launch_.bound = &module.bound(kernel, settings.isa, is_instrumented(settings));
@@ -164,6 +168,10 @@ class LaunchRun {
     launch_.settings = settings;
     launch_.sector_bits[0] = loads_.data();
     launch_.sector_bits[1] = stores_.data();
+    for (int kind = 0; kind < 2; ++kind) {
+      launch_.byte_bits[kind] = bytes_[kind].data();
+      launch_.page_bits[kind] = pages_[kind].data();
+    }
     launch_.global_cells = cells_.data();
     launch_.order = &order_;
     if (settings.checks.global_races) {
@@ -192,7 +200,8 @@ class LaunchRun {
 
   static bool is_instrumented(const Settings& settings) {
     const Checks& checks = settings.checks;
-    return settings.counts || checks.any_global() || checks.shared_races || checks.global_races || checks.async_copies;
+    return settings.counts || settings.touched || checks.any_global() || checks.shared_races || checks.global_races ||
+           checks.async_copies;
   }
 
   void set_parameters(std::span<const std::byte> parameters) {
@@ -236,6 +245,7 @@ class LaunchRun {
     machine.arena_base = launch_.memory->base();
     machine.checks = launch_.settings.checks;
     machine.counted = launch_.settings.counts;
+    machine.touched = launch_.settings.touched;
     machine.observes = is_instrumented(launch_.settings);
     machine.parallel = launch_.parallel;
     if (!machine.counted) return;
@@ -291,6 +301,10 @@ class LaunchRun {
     }
     collect_findings(result);
     if (launch_.settings.counts) collect_counts(result);
+    if (launch_.settings.touched) {
+      result.loaded = touched_ranges(0);
+      result.stored = touched_ranges(1);
+    }
     result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
     return result;
   }
@@ -412,6 +426,37 @@ class LaunchRun {
     result.counts.distinct_store_sectors = count_sectors(1);
   }
 
+  /// The bytes whose bits are set, as ranges.
+  std::vector<MemoryRange> touched_ranges(int kind) const {
+    const std::uint64_t base = launch_.memory->base();
+    const std::uint64_t pages = (launch_.memory->end_of_use() - base) / kTouchedPage + 1;
+    std::vector<MemoryRange> out;
+    for (std::uint64_t page = 0; page < pages; ++page) {
+      if (page % 64 == 0 && launch_.page_bits[kind][page / 64] == 0) {
+        page += 63;
+        continue;
+      }
+      if ((launch_.page_bits[kind][page / 64] >> (page % 64) & 1) == 0) continue;
+      for (std::uint64_t word = page * kTouchedPage / 64; word < (page + 1) * kTouchedPage / 64; ++word)
+        append_runs(launch_.byte_bits[kind][word], base + word * 64, out);
+    }
+    return out;
+  }
+
+  /// The runs of set bits in a word, the first of them continuing the last range where it ends there.
+  static void append_runs(std::uint64_t bits, std::uint64_t address, std::vector<MemoryRange>& out) {
+    for (std::uint64_t at = 0; at < 64 && bits >> at != 0;) {
+      at += static_cast<std::uint64_t>(std::countr_zero(bits >> at));
+      const auto run = static_cast<std::uint64_t>(std::countr_one(bits >> at));
+      if (!out.empty() && out.back().address + out.back().bytes == address + at) {
+        out.back().bytes += run;
+      } else {
+        out.push_back({address + at, run});
+      }
+      at += run;
+    }
+  }
+
   /// Bits set below the arena's end of use.
   std::uint64_t count_sectors(int kind) const {
     const std::uint64_t used = (launch_.memory->end_of_use() - launch_.memory->base()) / 32 / 64 + 1;
@@ -425,6 +470,8 @@ class LaunchRun {
   GlobalOrder order_;
   SparseTable<std::uint64_t> loads_;
   SparseTable<std::uint64_t> stores_;
+  SparseTable<std::uint64_t> bytes_[2];
+  SparseTable<std::uint64_t> pages_[2];
   SparseTable<GlobalCell> cells_;
   std::vector<Machine> machines_;
   std::chrono::steady_clock::time_point start_;

@@ -145,7 +145,7 @@ struct PreparedLaunch {
   std::vector<std::byte> parameters;
 };
 
-void run_launch(State& state, const PreparedLaunch& prepared) {
+void run_launch(State& state, const PreparedLaunch& prepared, Accesses& accesses) {
   if (state.sticky != cudaSuccess) return;
   LaunchConfig config = prepared.config;
   config.parameters = prepared.parameters;
@@ -153,8 +153,10 @@ void run_launch(State& state, const PreparedLaunch& prepared) {
   const std::string& name = prepared.kernel->name;
   LaunchResult result;
   try {
-    result = launch(state.load(*prepared.kernel->image), name, config, state.memory, state.device,
-                    state.environment.settings);
+    Settings settings = state.environment.settings;
+    // Of use only where something can race with it: another stream, or the host in pinned memory.
+    settings.touched = settings.checks.streams && (state.scheduler.has_streams() || !state.pinned_flags.empty());
+    result = launch(state.load(*prepared.kernel->image), name, config, state.memory, state.device, settings);
   } catch (const dsv2::Error& error) {
     Finding finding;
     finding.kind = FindingKind::unsupported;
@@ -165,6 +167,8 @@ void run_launch(State& state, const PreparedLaunch& prepared) {
     return;
   }
   state.report.add(name, config, result);
+  accesses.reads = std::move(result.loaded);
+  accesses.writes = std::move(result.stored);
   state.sticky = error_of(result);
 }
 
@@ -190,8 +194,9 @@ void submit_launch(State& state, const void* function, const LaunchRequest& requ
   Work work;
   work.type = cudaGraphNodeTypeKernel;
   work.make = [&state, prepared, name]() {
-    return Operation{
-        .what = name, .run = [&state, prepared](Accesses&) { run_launch(state, *prepared); }, .accesses = {}};
+    return Operation{.what = name,
+                     .run = [&state, prepared](Accesses& accesses) { run_launch(state, *prepared, accesses); },
+                     .accesses = {}};
   };
   state.enqueue(stream, std::move(work));
 }

@@ -95,7 +95,7 @@ void State::finish(int status) {
   if (finished_) return;
   finished_ = true;
   scheduler.wait_all();
-  report_leaks();
+  if (status == 0) report_leaks();  // a program that gave up need not have cleaned up
   report.write_text(std::cerr);
   if (!environment.json.empty()) {
     std::ofstream file(environment.json, std::ios::binary);

@@ -11,16 +11,11 @@
 #include <vector>
 
 #include "gpusim/finding.h"
+#include "gpusim/launch.h"
 
 namespace gpusim {
 
-/// Bytes of device or pinned host memory.
-struct MemoryRange {
-  std::uint64_t address = 0;
-  std::uint64_t bytes = 0;
-  bool operator==(const MemoryRange&) const = default;
-};
-
+/// Device or pinned host memory that an operation touches.
 struct Accesses {
   std::vector<MemoryRange> reads, writes;
 };
@@ -71,6 +66,8 @@ class Scheduler {
   TaskPtr last(Stream stream) const;
 
   bool delayed() const { return delayed_; }
+  /// Whether a stream was made beside the default one: what has one stream alone cannot race.
+  bool has_streams() const { return streams_.size() > 1; }
   /// What is submitted, not done, and known to touch `range`.
   std::vector<std::string> pending_on(MemoryRange range) const;
   /// Forgets who touched a range: it has been freed.
