@@ -574,6 +574,12 @@ struct SpecialValues {
         return cluster.count();
       case Special::is_explicit_cluster:
         return cluster.count() > 1 ? 1 : 0;
+      case Special::envreg0:
+        return 0;
+      case Special::envreg1:
+        return machine.launch->workspace >> 32;
+      case Special::envreg2:
+        return machine.launch->workspace & 0xffffffffu;
     }
     return 0;
   }

@@ -111,6 +111,9 @@ constexpr std::pair<std::string_view, Special> kSpecialNames[] = {
     {"%cluster_ctarank", Special::cluster_ctarank},
     {"%cluster_nctarank", Special::cluster_nctarank},
     {"%is_explicit_cluster", Special::is_explicit_cluster},
+    {"%envreg0", Special::envreg0},
+    {"%envreg1", Special::envreg1},
+    {"%envreg2", Special::envreg2},
 };
 
 bool is_float_type(std::string_view type) {

@@ -189,6 +189,7 @@ struct Launch {
   std::uint64_t* page_bits[2] = {nullptr, nullptr};    ///< pages of kTouchedPage bytes in which a byte's bit is set
   GlobalCell* global_cells = nullptr;                  ///< of each 4 bytes of the arena
   GlobalOrder* order = nullptr;
+  std::uint64_t workspace = 0;  ///< of a cooperative launch: what its blocks count arrivals in
 };
 
 /// A host thread that runs blocks of a launch.

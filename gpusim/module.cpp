@@ -143,6 +143,8 @@ class SparseTable {
   T* data_ = nullptr;
 };
 
+/// Of cooperative_groups: its size and the count of arrivals.
+constexpr std::size_t kWorkspaceBytes = 8;
 constexpr std::size_t kSectors = DeviceMemory::kArenaBytes / 32;
 
 /// One launch from its configuration to its result.
@@ -180,7 +182,17 @@ class LaunchRun {
     }
     set_parameters(config.parameters);
     launch_.shared_bytes = program().static_shared_bytes + config.dynamic_shared_bytes;
+    if (config.cooperative) {
+      launch_.workspace = memory.allocate(kWorkspaceBytes, "workspace of a cooperative launch", Byte::initialised);
+      DSV2_CHECK(launch_.workspace != 0, "gpusim: no device memory left for a cooperative launch");
+      std::memset(reinterpret_cast<void*>(launch_.workspace), 0, kWorkspaceBytes);
+    }
   }
+  ~LaunchRun() {
+    if (launch_.workspace != 0) launch_.memory->release(launch_.workspace);
+  }
+  LaunchRun(const LaunchRun&) = delete;
+  LaunchRun& operator=(const LaunchRun&) = delete;
 
   LaunchResult run() {
     const std::uint64_t blocks = launch_.config.grid.count();

@@ -140,6 +140,9 @@ enum class Special : std::uint8_t {
   cluster_ctarank,
   cluster_nctarank,
   is_explicit_cluster,
+  envreg0,
+  envreg1,  ///< of a cooperative launch: where its blocks meet, the address's high and low half
+  envreg2,
 };
 
 struct SpecialSlot {
