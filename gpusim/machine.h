@@ -185,8 +185,8 @@ struct Launch {
   std::atomic<std::uint64_t> executed{0};
   std::atomic<bool> stop{false};
   std::uint64_t* sector_bits[2] = {nullptr, nullptr};  ///< a bit for each sector of the arena: loaded, stored
-  std::uint64_t* byte_bits[2] = {nullptr, nullptr};    ///< the same for each byte, where Settings::touched
-  std::uint64_t* page_bits[2] = {nullptr, nullptr};    ///< pages of kTouchedPage bytes in which a byte's bit is set
+  std::uint64_t* byte_bits[3] = {};                    ///< of each byte, by Access, where Settings::touched
+  std::uint64_t* page_bits[3] = {};                    ///< pages of kTouchedPage bytes in which a byte's bit is set
   GlobalCell* global_cells = nullptr;                  ///< of each 4 bytes of the arena
   GlobalOrder* order = nullptr;
   std::uint64_t workspace = 0;  ///< of a cooperative launch: what its blocks count arrivals in

@@ -145,6 +145,11 @@ class SparseTable {
 
 /// Of cooperative_groups: its size and the count of arrivals.
 constexpr std::size_t kWorkspaceBytes = 8;
+/// A bit for each `unit` bytes of the arena.
+SparseTable<std::uint64_t> table_of_bits(bool wanted, std::uint64_t unit) {
+  return SparseTable<std::uint64_t>(wanted ? DeviceMemory::kArenaBytes / unit / 64 : 0);
+}
+
 constexpr std::size_t kSectors = DeviceMemory::kArenaBytes / 32;
 
 /// One launch from its configuration to its result.
@@ -154,10 +159,10 @@ class LaunchRun {
             const DeviceModel& device, const Settings& settings)
       : loads_(settings.counts ? kSectors / 64 : 0),
         stores_(settings.counts ? kSectors / 64 : 0),
-        bytes_{SparseTable<std::uint64_t>(settings.touched ? DeviceMemory::kArenaBytes / 64 : 0),
-               SparseTable<std::uint64_t>(settings.touched ? DeviceMemory::kArenaBytes / 64 : 0)},
-        pages_{SparseTable<std::uint64_t>(settings.touched ? DeviceMemory::kArenaBytes / kTouchedPage / 64 : 0),
-               SparseTable<std::uint64_t>(settings.touched ? DeviceMemory::kArenaBytes / kTouchedPage / 64 : 0)},
+        bytes_{table_of_bits(settings.touched, 1), table_of_bits(settings.touched, 1),
+               table_of_bits(settings.touched, 1)},
+        pages_{table_of_bits(settings.touched, kTouchedPage), table_of_bits(settings.touched, kTouchedPage),
+               table_of_bits(settings.touched, kTouchedPage)},
         cells_(settings.checks.global_races ? DeviceMemory::kArenaBytes / 4 : 0),
         start_(std::chrono::steady_clock::now()) {
     launch_.bound = &module.bound(kernel, settings.isa, is_instrumented(settings));
@@ -170,7 +175,7 @@ class LaunchRun {
     launch_.settings = settings;
     launch_.sector_bits[0] = loads_.data();
     launch_.sector_bits[1] = stores_.data();
-    for (int kind = 0; kind < 2; ++kind) {
+    for (int kind = 0; kind < 3; ++kind) {
       launch_.byte_bits[kind] = bytes_[kind].data();
       launch_.page_bits[kind] = pages_[kind].data();
     }
@@ -316,6 +321,7 @@ class LaunchRun {
     if (launch_.settings.touched) {
       result.loaded = touched_ranges(0);
       result.stored = touched_ranges(1);
+      result.atomics = touched_ranges(2);
     }
     result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
     return result;
@@ -482,8 +488,8 @@ class LaunchRun {
   GlobalOrder order_;
   SparseTable<std::uint64_t> loads_;
   SparseTable<std::uint64_t> stores_;
-  SparseTable<std::uint64_t> bytes_[2];
-  SparseTable<std::uint64_t> pages_[2];
+  SparseTable<std::uint64_t> bytes_[3];
+  SparseTable<std::uint64_t> pages_[3];
   SparseTable<GlobalCell> cells_;
   std::vector<Machine> machines_;
   std::chrono::steady_clock::time_point start_;

@@ -156,7 +156,7 @@ void mark_touched(Launch& launch, int kind, std::uint64_t first, std::uint64_t b
 /// The bytes, for who wants to know what a launch touched.
 void touch_global(Warp& warp, const Addresses& addresses, int bytes, Access access) {
   const Machine& machine = *warp.machine;
-  const int kind = access == Access::read ? 0 : 1;
+  const int kind = static_cast<int>(access);
   const auto width = static_cast<std::uint64_t>(bytes);
   if (addresses.pattern != Pattern::scattered) {
     const std::uint64_t span = addresses.pattern == Pattern::unit ? width * kWarpLanes : width;

@@ -169,6 +169,7 @@ void run_launch(State& state, const PreparedLaunch& prepared, Accesses& accesses
   state.report.add(name, config, result);
   accesses.reads = std::move(result.loaded);
   accesses.writes = std::move(result.stored);
+  accesses.atomics = std::move(result.atomics);
   state.sticky = error_of(result);
 }
 

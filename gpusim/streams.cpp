@@ -187,11 +187,12 @@ bool Scheduler::written_since(MemoryRange range, std::uint64_t stamp) const {
 
 void Scheduler::note_accesses(const Task& task, const Accesses& accesses) {
   bool told = false;  // one report for a pair of operations is enough
-  for (const MemoryRange& range : accesses.reads) note(task, range, false, told);
-  for (const MemoryRange& range : accesses.writes) note(task, range, true, told);
+  for (const MemoryRange& range : accesses.reads) note(task, range, Touch::read, told);
+  for (const MemoryRange& range : accesses.writes) note(task, range, Touch::write, told);
+  for (const MemoryRange& range : accesses.atomics) note(task, range, Touch::atomic, told);
 }
 
-void Scheduler::note(const Task& task, MemoryRange range, bool writes, bool& told) {
+void Scheduler::note(const Task& task, MemoryRange range, Touch touch, bool& told) {
   if (range.bytes == 0) return;
   const std::uint64_t end = range.address + range.bytes;
   const auto ordered = [&](const Mark& mark) {
@@ -199,7 +200,7 @@ void Scheduler::note(const Task& task, MemoryRange range, bool writes, bool& tol
     return mark.stream < 0 || mark.stream == task.stream ||
            (stream < task.clock.size() && task.clock[stream] >= mark.sequence);
   };
-  const Mark mine = {task.stream, task.sequence, operations_done_, task.label};
+  const Mark mine = {task.stream, task.sequence, operations_done_, touch == Touch::atomic, task.label};
   split(end);
   auto piece = split(range.address);
   for (std::uint64_t at = range.address; at < end;) {
@@ -208,11 +209,12 @@ void Scheduler::note(const Task& task, MemoryRange range, bool writes, bool& tol
       piece = pieces_.emplace_hint(piece, at, Piece{.end = gap_end, .writer = {}, .readers = {}});
     }
     Piece& now = piece->second;
-    if (!told && !ordered(now.writer)) {
-      tell_race(task, now.writer, at, now.end, writes ? "write the same bytes" : "write and read the same bytes");
+    if (!told && !ordered(now.writer) && !(mine.atomic && now.writer.atomic)) {
+      tell_race(task, now.writer, at, now.end,
+                touch == Touch::read ? "write and read the same bytes" : "write the same bytes");
       told = true;
     }
-    if (writes) {
+    if (touch != Touch::read) {
       for (const Mark& reader : now.readers)
         if (!told && !ordered(reader)) {
           tell_race(task, reader, at, now.end, "read and write the same bytes");

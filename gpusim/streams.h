@@ -18,6 +18,7 @@ namespace gpusim {
 /// Device or pinned host memory that an operation touches.
 struct Accesses {
   std::vector<MemoryRange> reads, writes;
+  std::vector<MemoryRange> atomics = {};  ///< these do not race with each other
 };
 
 /// One entry of a stream: a copy, a launch, an event record, a callback.
@@ -90,6 +91,7 @@ class Scheduler {
     Stream stream = -1;
     std::uint64_t sequence = 0;
     std::uint64_t done_at = 0;
+    bool atomic = false;
     std::shared_ptr<const std::string> what;
   };
   struct Piece {  // of memory whose bytes were all touched by the same operations
@@ -103,7 +105,8 @@ class Scheduler {
   void run_with_ancestors(const TaskPtr& task, bool only_first);
   void run_one(Task& task);
   void note_accesses(const Task& task, const Accesses& accesses);
-  void note(const Task& task, MemoryRange range, bool writes, bool& told);
+  enum class Touch : std::uint8_t { read, write, atomic };
+  void note(const Task& task, MemoryRange range, Touch touch, bool& told);
   void tell_race(const Task& task, const Mark& earlier, std::uint64_t from, std::uint64_t to, const char* how);
   Pieces::iterator split(std::uint64_t at);
 

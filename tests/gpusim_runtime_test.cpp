@@ -365,6 +365,20 @@ TEST_F(Streams, ReadersDoNotRaceAndApartBytesDoNot) {
   EXPECT_TRUE(races.empty());
 }
 
+TEST_F(Streams, AtomicsDoNotRaceWithEachOther) {
+  Scheduler scheduler = make(true);
+  const auto one = scheduler.add_stream(false, "one"), two = scheduler.add_stream(false, "two");
+  const auto atomic = [](const char* what) { return Operation{what, {}, {{}, {}, {{0, 4}}}}; };
+  scheduler.submit(one, atomic("a"));
+  scheduler.submit(two, atomic("b"));
+  scheduler.wait_all();
+  EXPECT_TRUE(races.empty());
+  scheduler.submit(one, atomic("c"));
+  scheduler.submit(two, read("d", 0, 4));
+  scheduler.wait_all();
+  EXPECT_EQ(races.size(), 1u);
+}
+
 TEST_F(Streams, AWriteAfterAnotherStreamsReadRaces) {
   Scheduler scheduler = make(true);
   const auto one = scheduler.add_stream(false, "one"), two = scheduler.add_stream(false, "two");
