@@ -36,18 +36,16 @@ void read_addresses(Warp& warp, const Instruction& in, Addresses& out) {
   out.pattern = Pattern::scattered;
 }
 
-/// Sets the pattern; all lanes take part.
-void find_pattern(Addresses& addresses, std::uint64_t bytes) {
+/// The pattern of all 32 lanes' addresses. The last lane tells most patterns apart.
+inline Pattern find_pattern(const Addresses& addresses, std::uint64_t bytes) {
   const std::uint64_t first = addresses.at[0];
-  std::uint64_t not_unit = 0;
-  std::uint64_t not_uniform = 0;
-  for (int l = 0; l < kWarpLanes; ++l) {
-    const std::uint64_t distance = addresses.at[l] - first;
-    not_uniform |= distance;
-    not_unit |= distance ^ (static_cast<std::uint64_t>(l) * bytes);
-  }
-  if (not_unit == 0) addresses.pattern = Pattern::unit;
-  if (not_uniform == 0) addresses.pattern = Pattern::uniform;
+  const std::uint64_t span = addresses.at[kWarpLanes - 1] - first;
+  if (span != 0 && span != bytes * (kWarpLanes - 1)) return Pattern::scattered;
+  const std::uint64_t step = span == 0 ? 0 : bytes;
+  std::uint64_t wrong = 0;
+  for (int l = 0; l < kWarpLanes; ++l) wrong |= (addresses.at[l] - first) ^ (static_cast<std::uint64_t>(l) * step);
+  if (wrong != 0) return Pattern::scattered;
+  return span == 0 ? Pattern::uniform : Pattern::unit;
 }
 
 /// Lanes of the mask whose addresses are no multiple of `bytes`.
@@ -70,8 +68,8 @@ std::uint32_t outside_lanes(const Addresses& addresses, std::uint64_t begin, std
 }
 
 /// Whether all 32 lanes lie within [begin, begin + size) and on multiples of `bytes`; finds their pattern.
-bool all_inside(Addresses& addresses, std::uint64_t begin, std::uint64_t size, std::uint64_t bytes) {
-  find_pattern(addresses, bytes);
+inline bool all_inside(Addresses& addresses, std::uint64_t begin, std::uint64_t size, std::uint64_t bytes) {
+  addresses.pattern = find_pattern(addresses, bytes);
   if (size < bytes) return false;
   const std::uint64_t last = size - bytes;
   if (addresses.pattern != Pattern::scattered) {
@@ -253,21 +251,146 @@ void load_element(Warp& warp, std::int32_t slot, const Addresses& addresses, int
     return;
   }
   if (addresses.mask == kAllLanes) {
-    for (int l = 0; l < kWarpLanes; ++l) to[l] = static_cast<R>(load_from<T>(addresses.at[l] + offset));
+    // Half warps often read side by side, as rows of a tile.
+    constexpr int kHalf = kWarpLanes / 2;
+    for (int first = 0; first < kWarpLanes; first += kHalf) {
+      const std::uint64_t base = addresses.at[first];
+      std::uint64_t wrong = static_cast<std::uint64_t>(elements != 1);
+      for (int l = 0; l < kHalf; ++l)
+        wrong |= (addresses.at[first + l] - base) ^ (static_cast<std::uint64_t>(l) * sizeof(T));
+      if (wrong == 0) {
+        const T* const from = reinterpret_cast<const T*>(base);
+        for (int l = 0; l < kHalf; ++l) to[first + l] = static_cast<R>(from[l]);
+      } else {
+        for (int l = first; l < first + kHalf; ++l) to[l] = static_cast<R>(load_from<T>(addresses.at[l] + offset));
+      }
+    }
   } else {
     for_lanes(addresses.mask, [&](int l) { to[l] = static_cast<R>(load_from<T>(addresses.at[l] + offset)); });
   }
 }
 
+#if defined(__SSE2__)
+/// Four 32-bit elements of every lane: 16 bytes at a time, transposed. `address(l)` is lane l's.
+template <class Address>
+void load_quads(Warp& warp, const std::int32_t* slots, Address address) {
+  alignas(64) static thread_local float ignored[kWarpLanes];
+  float* to[4];
+  for (int i = 0; i < 4; ++i) to[i] = slots[i] >= 0 ? lanes<float>(warp, slots[i]) : ignored;
+  for (int l = 0; l < kWarpLanes; l += 4) {
+    __m128 row[4];
+    for (int i = 0; i < 4; ++i) row[i] = _mm_loadu_ps(reinterpret_cast<const float*>(address(l + i)));
+    _MM_TRANSPOSE4_PS(row[0], row[1], row[2], row[3]);
+    for (int i = 0; i < 4; ++i) _mm_store_ps(to[i] + l, row[i]);
+  }
+}
+#endif
+
+/// All lanes' elements from host addresses.
+template <class T, class R>
+void load_elements(Warp& warp, const Instruction& in, const Addresses& addresses) {
+  const std::int32_t* const slots = warp.lists + in.list;
+#if defined(__SSE2__)
+  if constexpr (sizeof(T) == 4 && sizeof(R) == 4) {
+    if (in.elements == 4 && addresses.mask == kAllLanes && addresses.pattern != Pattern::uniform) {
+      return load_quads(warp, slots, [&](int l) { return addresses.at[l]; });
+    }
+  }
+#endif
+  for (int i = 0; i < in.elements; ++i) {
+    if (slots[i] >= 0) load_element<T, R>(warp, slots[i], addresses, i, in.elements);
+  }
+}
+
+/// Offsets of all 32 lanes in the block's own shared memory; false where one is out of bounds, misaligned or another
+/// block's: the general path sorts that out.
+inline bool shared_offsets(Warp& warp, const Instruction& in, std::uint32_t bytes, std::uint32_t* offsets) {
+  const Block& block = *warp.block;
+  if (warp.exec != kAllLanes || !block.cluster.empty() || block.shared_end < kSharedBase + bytes) return false;
+  const auto offset = static_cast<std::uint32_t>(in.immediate);
+  std::uint32_t most = 0;
+  std::uint32_t low = 0;
+  const auto note = [&](int l, std::uint32_t at) {
+    offsets[l] = at;
+    const std::uint32_t beyond = at - kSharedBase;
+    most = beyond > most ? beyond : most;
+    low |= at;
+  };
+  if (in.address_bytes == 8) {
+    const auto* a = lanes<std::uint64_t>(warp, in.a);
+    for (int l = 0; l < kWarpLanes; ++l) note(l, static_cast<std::uint32_t>(a[l]) + offset);
+  } else {
+    const auto* a = lanes<std::uint32_t>(warp, in.a);
+    for (int l = 0; l < kWarpLanes; ++l) note(l, a[l] + offset);
+  }
+  return most <= block.shared_end - kSharedBase - bytes && (low & (bytes - 1)) == 0;
+}
+
+/// 32-bit elements at all lanes' offsets. Groups of lanes mostly read side by side or one element: gathers are slow.
+inline void gather_words(std::uint32_t* to, const std::byte* base, const std::uint32_t* offsets) {
+#if defined(__AVX512F__)
+  const __m512i steps = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60);
+  for (int l = 0; l < kWarpLanes; l += 16) {
+    const __m512i at = _mm512_load_si512(offsets + l);
+    const __m512i distance = _mm512_sub_epi32(at, _mm512_set1_epi32(static_cast<int>(offsets[l])));
+    const std::byte* const first = base + offsets[l];
+    __m512i value;
+    if (_mm512_cmpeq_epi32_mask(distance, steps) == 0xffff) {
+      value = _mm512_loadu_si512(first);
+    } else if (_mm512_test_epi32_mask(distance, distance) == 0) {
+      value = _mm512_set1_epi32(static_cast<int>(load_from<std::uint32_t>(reinterpret_cast<std::uint64_t>(first))));
+    } else {
+      value = _mm512_i32gather_epi32(at, base, 1);
+    }
+    _mm512_store_si512(to + l, value);
+  }
+#elif defined(__AVX2__)
+  const __m256i steps = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+  for (int l = 0; l < kWarpLanes; l += 8) {
+    const __m256i at = _mm256_load_si256(reinterpret_cast<const __m256i*>(offsets + l));
+    const __m256i distance = _mm256_sub_epi32(at, _mm256_set1_epi32(static_cast<int>(offsets[l])));
+    const std::byte* const first = base + offsets[l];
+    auto* const out = reinterpret_cast<__m256i*>(to + l);
+    if (_mm256_movemask_epi8(_mm256_cmpeq_epi32(distance, steps)) == -1) {
+      _mm256_store_si256(out, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(first)));
+    } else if (_mm256_testz_si256(distance, distance) != 0) {
+      _mm256_store_si256(
+          out, _mm256_set1_epi32(static_cast<int>(load_from<std::uint32_t>(reinterpret_cast<std::uint64_t>(first)))));
+    } else {
+      for (int i = l; i < l + 8; ++i) std::memcpy(to + i, base + offsets[i], 4);
+    }
+  }
+#else
+  for (int l = 0; l < kWarpLanes; ++l) std::memcpy(to + l, base + offsets[l], 4);
+#endif
+}
+
+/// ld.shared of 32-bit elements by all lanes, where nobody looks on.
+inline bool load_shared_words(Warp& warp, const Instruction& in) {
+  alignas(64) std::uint32_t offsets[kWarpLanes];
+  if (!shared_offsets(warp, in, 4u * in.elements, offsets)) return false;
+  const std::byte* const base = warp.block->shared.data();
+  const std::int32_t* const slots = warp.lists + in.list;
+#if defined(__SSE2__)
+  if (in.elements == 4) {
+    load_quads(warp, slots, [=](int l) { return base + offsets[l]; });
+    return true;
+  }
+#endif
+  for (int i = 0; i < in.elements; ++i) {
+    if (slots[i] >= 0) gather_words(lanes<std::uint32_t>(warp, slots[i]), base + 4 * i, offsets);
+  }
+  return true;
+}
+
 template <class T, class R, Space kSpace, bool kInstrumented>
 void load(Warp& warp, const Instruction& in) {
+  if constexpr (kSpace == Space::shared && !kInstrumented && sizeof(T) == 4 && sizeof(R) == 4) {
+    if (load_shared_words(warp, in)) return;
+  }
   Addresses addresses;
   resolve<kSpace, kInstrumented>(warp, in, addresses, static_cast<int>(sizeof(T)) * in.elements, Access::read);
-  if (addresses.mask == 0) return;
-  for (int i = 0; i < in.elements; ++i) {
-    const std::int32_t slot = warp.lists[in.list + i];
-    if (slot >= 0) load_element<T, R>(warp, slot, addresses, i, in.elements);
-  }
+  if (addresses.mask != 0) load_elements<T, R>(warp, in, addresses);
 }
 
 // ---- stores
@@ -284,8 +407,23 @@ void store_element(Warp& warp, std::int32_t slot, const Addresses& addresses, in
   for_lanes(addresses.mask, [&](int l) { store_to<T>(addresses.at[l] + offset, static_cast<T>(from[l])); });
 }
 
+/// st.shared of 32-bit elements by all lanes, where nobody looks on.
+inline bool store_shared_words(Warp& warp, const Instruction& in) {
+  alignas(64) std::uint32_t offsets[kWarpLanes];
+  if (!shared_offsets(warp, in, 4u * in.elements, offsets)) return false;
+  std::byte* const base = warp.block->shared.data();
+  for (int i = 0; i < in.elements; ++i) {
+    const auto* from = lanes<std::uint32_t>(warp, warp.lists[in.list + i]);
+    for (int l = 0; l < kWarpLanes; ++l) std::memcpy(base + offsets[l] + 4 * i, from + l, 4);
+  }
+  return true;
+}
+
 template <class T, class R, Space kSpace, bool kInstrumented>
 void store(Warp& warp, const Instruction& in) {
+  if constexpr (kSpace == Space::shared && !kInstrumented && sizeof(T) == 4 && sizeof(R) == 4) {
+    if (store_shared_words(warp, in)) return;
+  }
   Addresses addresses;
   resolve<kSpace, kInstrumented>(warp, in, addresses, static_cast<int>(sizeof(T)) * in.elements, Access::write);
   if (addresses.mask == 0) return;

@@ -510,24 +510,45 @@ struct Saturated {
   }
 };
 
-/// The f32 or f64 nearest to an exact value on the wrong side of it, moved to the right one. `error`: exact - rounded.
+/// The neighbour of a finite value towards +infinity or -infinity.
+template <class T>
+T neighbour(T value, bool up) {
+  using Bits = std::conditional_t<sizeof(T) == 8, std::uint64_t, std::uint32_t>;
+  constexpr Bits kSign = Bits{1} << (8 * sizeof(T) - 1);
+  const Bits bits = std::bit_cast<Bits>(value);
+  const bool negative = (bits & kSign) != 0;
+  const Bits from_zero = up ? Bits{1} : kSign | Bits{1};
+  const Bits moved = negative == up ? bits - 1 : bits + 1;
+  return std::bit_cast<T>((bits & ~kSign) == 0 ? from_zero : moved);
+}
+
+/// The f32 or f64 nearest to an exact value, moved where it lies on the wrong side of it. `error`: exact - rounded.
 template <Rounding kRounding, class T>
 T directed(T rounded, T error) {
-  if (rounded != rounded) return rounded;
-  if (std::isinf(rounded)) return rounded;
   const bool down = kRounding == Rounding::down || (kRounding == Rounding::zero && rounded > 0);
   const bool up = kRounding == Rounding::up || (kRounding == Rounding::zero && rounded < 0);
-  if (down && error < 0) return std::nextafter(rounded, -std::numeric_limits<T>::infinity());
-  if (up && error > 0) return std::nextafter(rounded, std::numeric_limits<T>::infinity());
-  return rounded;
+  const bool moves = rounded - rounded == 0 && ((down && error < 0) || (up && error > 0));
+  return moves ? neighbour(rounded, error > 0) : rounded;
 }
 /// An infinity that came of finite operands is the largest number when rounding goes the other way.
 template <Rounding kRounding, class T>
 T bounded(T value, bool finite_operands) {
-  if (!std::isinf(value) || !finite_operands) return value;
+  const bool infinite = value == std::numeric_limits<T>::infinity() || value == -std::numeric_limits<T>::infinity();
   const bool keeps = (kRounding == Rounding::up && value > 0) || (kRounding == Rounding::down && value < 0);
-  return keeps ? value : std::copysign(std::numeric_limits<T>::max(), value);
+  const T largest = value > 0 ? std::numeric_limits<T>::max() : -std::numeric_limits<T>::max();
+  return infinite && finite_operands && !keeps ? largest : value;
 }
+template <class... T>
+bool all_finite(T... values) {
+  return ((values - values == 0) && ...);
+}
+
+/// Of a * b - c the sign, in a number that does not underflow: the product of two floats is exact in double.
+inline float residue(float a, float b, float c) {
+  const double difference = static_cast<double>(a) * b - c;
+  return difference > 0 ? 1.0f : difference < 0 ? -1.0f : 0.0f;
+}
+inline double residue(double a, double b, double c) { return std::fma(a, b, -c); }
 
 template <Rounding kRounding>
 struct DirectedAdd {
@@ -537,8 +558,8 @@ struct DirectedAdd {
     const T back = sum - a;
     const T error = (a - (sum - back)) + (b - back);
     T result = directed<kRounding>(sum, error);
-    if (sum == 0 && error == 0 && a == -b && a != 0) result = kRounding == Rounding::down ? -T{0} : T{0};
-    return bounded<kRounding>(canonical(result), std::isfinite(a) && std::isfinite(b));
+    if (sum == 0 && std::signbit(a) != std::signbit(b)) result = kRounding == Rounding::down ? -T{0} : T{0};
+    return bounded<kRounding>(canonical(result), all_finite(a, b));
   }
 };
 template <Rounding kRounding>
@@ -553,14 +574,14 @@ struct DirectedMultiply {
   template <class T>
   static T apply(T a, T b) {
     const T product = a * b;
-    const T result = directed<kRounding>(product, static_cast<T>(std::fma(a, b, -product)));
-    return bounded<kRounding>(canonical(result), std::isfinite(a) && std::isfinite(b));
+    const T result = directed<kRounding>(product, residue(a, b, product));
+    return bounded<kRounding>(canonical(result), all_finite(a, b));
   }
 };
 template <Rounding kRounding>
 struct DirectedFma {
   static float apply(float a, float b, float c) {
-    const float value = std::fmaf(a, b, c);
+    const float value = __builtin_fmaf(a, b, c);
     const double product = static_cast<double>(a) * b;  // exact
     const double sum = product + c;
     const double back = sum - product;
@@ -568,7 +589,7 @@ struct DirectedFma {
     const double error = (sum - static_cast<double>(value)) + rest;
     const float sign = error > 0 ? 1.0f : error < 0 ? -1.0f : 0.0f;
     const float result = directed<kRounding>(value, sign);
-    return bounded<kRounding>(canonical(result), std::isfinite(a) && std::isfinite(b) && std::isfinite(c));
+    return bounded<kRounding>(canonical(result), all_finite(a, b, c));
   }
 };
 template <Rounding kRounding>
@@ -576,9 +597,9 @@ struct DirectedDivide {
   template <class T>
   static T apply(T a, T b) {
     const T quotient = a / b;
-    const T rest = static_cast<T>(std::fma(-quotient, b, a));
+    const T rest = -residue(quotient, b, a);
     const T result = directed<kRounding>(quotient, b < 0 ? -rest : rest);
-    return bounded<kRounding>(canonical(result), std::isfinite(a) && std::isfinite(b) && b != 0);
+    return bounded<kRounding>(canonical(result), all_finite(a, b) && b != 0);
   }
 };
 template <Rounding kRounding>
@@ -593,7 +614,7 @@ struct DirectedSqrt {
   template <class T>
   static T apply(T a) {
     const T root = std::sqrt(a);
-    return canonical(directed<kRounding>(root, static_cast<T>(std::fma(-root, root, a))));
+    return canonical(directed<kRounding>(root, -residue(root, root, a)));
   }
 };
 

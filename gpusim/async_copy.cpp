@@ -81,7 +81,43 @@ void perform(Warp& warp, const PendingCopy& copy) {
   }
 }
 
+/// Whole copies that nobody looks at, all within bounds: performed at once. False where any of that does not hold.
+template <std::size_t kBytes>
+bool copy_at_once(Warp& warp, const Instruction& in) {
+  const auto* to = reinterpret_cast<const std::uint32_t*>(warp.base[in.a & 1] + (in.a & ~1));
+  const auto* from = reinterpret_cast<const std::uint64_t*>(warp.base[in.c & 1] + (in.c & ~1));
+  const std::uint64_t arena = warp.machine->arena_base;
+  const std::uint64_t shared_last = warp.block->shared_end - kSharedBase - kBytes;
+  std::uint64_t bad = 0;
+  std::uint32_t offsets[kWarpLanes];
+  std::uint64_t sources[kWarpLanes];
+  for (int l = 0; l < kWarpLanes; ++l) {
+    offsets[l] = to[l] + static_cast<std::uint32_t>(in.immediate);
+    sources[l] = from[l] + static_cast<std::uint64_t>(std::int64_t{in.target});
+    const bool outside = std::uint64_t{offsets[l] - kSharedBase} > shared_last ||
+                         sources[l] - arena > DeviceMemory::kArenaBytes - kBytes;
+    const bool misaligned = ((offsets[l] | sources[l]) & (kBytes - 1)) != 0;
+    bad |= (warp.exec >> l & 1u) & static_cast<std::uint64_t>(outside || misaligned);
+  }
+  if (bad != 0) return false;
+  std::byte* const base = warp.block->shared.data();
+  for (std::uint32_t mask = warp.exec; mask != 0; mask &= mask - 1) {
+    const int lane = std::countr_zero(mask);
+    std::memcpy(base + offsets[lane], reinterpret_cast<const void*>(sources[lane]), kBytes);
+  }
+  return true;
+}
+
+bool copy_at_once(Warp& warp, const Instruction& in) {
+  const Machine& machine = *warp.machine;
+  if (machine.observes || in.b >= 0 || in.mode != 0 || in.address_bytes != 4) return false;
+  if (warp.block->shared_end < kSharedBase + 16) return false;
+  if (in.bytes == 16) return copy_at_once<16>(warp, in);
+  return in.bytes == 8 ? copy_at_once<8>(warp, in) : copy_at_once<4>(warp, in);
+}
+
 void copy_async(Warp& warp, const Instruction& in) {
+  if (copy_at_once(warp, in)) return;
   Machine& machine = *warp.machine;
   Addresses to = destinations(warp, in);
   Addresses from = sources(warp, in, to.mask);

@@ -585,6 +585,11 @@ struct SpecialValues {
   }
 };
 
+bool differs_by_lane(Special special) {
+  return special <= Special::tid_z || special == Special::laneid ||
+         (special >= Special::lanemask_eq && special <= Special::lanemask_gt);
+}
+
 void start_warp(Machine& machine, Block& block, Warp& warp, std::uint32_t index) {
   const Program& program = *machine.program;
   warp.machine = &machine;
@@ -613,8 +618,9 @@ void start_warp(Machine& machine, Block& block, Warp& warp, std::uint32_t index)
   warp.clocks.assign(machine.checks.shared_races && program.named_barriers ? block.warps.size() : 0, 0);
   const SpecialValues values{machine, block, warp};
   for (const SpecialSlot& special : program.specials) {
+    std::uint64_t value = values.of(special.special, 0);
     for (std::uint32_t lane = 0; lane < kWarpLanes; ++lane) {
-      const std::uint64_t value = values.of(special.special, lane);
+      if (differs_by_lane(special.special)) value = values.of(special.special, lane);
       std::memcpy(warp.base[0] + special.slot + static_cast<std::size_t>(special.bytes) * lane, &value,
                   static_cast<std::size_t>(special.bytes));
     }

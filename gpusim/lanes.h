@@ -6,10 +6,11 @@
 #include <cstring>
 #include <type_traits>
 
-#if defined(__AVX2__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
+#include "gpusim/interpreter.h"
 #include "gpusim/machine.h"
 
 #ifndef DSV2_ISA
@@ -78,6 +79,12 @@ inline std::uint32_t to_mask(const std::uint32_t* flags) {
   for (int l = 0; l < kWarpLanes; ++l) mask |= static_cast<std::uint32_t>(flags[l] != 0) << l;
 #endif
   return mask;
+}
+
+/// lanes_gathered, decided here where a whole warp meets under a full mask.
+inline bool gathered(Warp& warp, const Instruction& in) {
+  if (warp.exec == kAllLanes && (in.e & 1) != 0 && *lanes<std::uint32_t>(warp, in.e) == kAllLanes) return true;
+  return lanes_gathered(warp, in);
 }
 
 /// Visits the lanes of a mask, the lowest first.

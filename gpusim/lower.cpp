@@ -1246,11 +1246,29 @@ class Lowering {
     if (mode == std::end(kModes)) refuse("mode of shfl");
     now().mode = static_cast<std::uint8_t>(mode - std::begin(kModes));
     now().a = source(operand(1), 4);
-    now().b = source(operand(2), 4);
-    now().c = source(operand(3), 4);
+    if (operand(2).kind == Kind::integer && operand(3).kind == Kind::integer) {
+      fix_shuffle(static_cast<Shuffle>(now().mode), operand(2).bits, operand(3).bits);
+    } else {
+      now().b = source(operand(2), 4);
+      now().c = source(operand(3), 4);
+    }
     now().e = source(operand(4), 4);
     now().d = optional_destination(operand(0), 4);
     now().d2 = second_destination(operand(0));
+  }
+
+  /// Who reads whom is known: a table of lanes among the constants.
+  void fix_shuffle(Shuffle mode, std::uint64_t by, std::uint64_t clamp) {
+    facts().key = "shfl.fixed";
+    now().b = new_constant(0, 4);
+    for (int lane = 0; lane < kWarpLanes; ++lane) {
+      const auto [from, inside] =
+          shuffle_source(mode, lane, static_cast<std::uint32_t>(by), static_cast<std::uint32_t>(clamp));
+      const auto source_lane = static_cast<std::uint32_t>(from);
+      std::memcpy(&program_->constants[static_cast<std::size_t>((now().b & ~1) + 4 * lane)], &source_lane,
+                  sizeof source_lane);
+      now().immediate |= static_cast<std::int64_t>(inside) << lane;
+    }
   }
 
   void vote() {

@@ -160,6 +160,27 @@ struct ParameterConstant {
   bool sign = false;
 };
 
+/// Modes of shfl.
+enum class Shuffle : std::uint8_t { up, down, butterfly, index };
+
+/// The lane that lane `l` reads, and whether it lies within its segment; itself where it does not.
+struct ShuffleSource {
+  int lane = 0;
+  bool inside = false;
+};
+constexpr ShuffleSource shuffle_source(Shuffle mode, int l, std::uint32_t by, std::uint32_t clamp_and_mask) {
+  const int segment = static_cast<int>(clamp_and_mask >> 8 & 31u);
+  const int clamp = static_cast<int>(clamp_and_mask & 31u);
+  const int distance = static_cast<int>(by & 31u);
+  const int last = (l & segment) | (clamp & ~segment);
+  const int source = mode == Shuffle::up          ? l - distance
+                     : mode == Shuffle::down      ? l + distance
+                     : mode == Shuffle::butterfly ? (l ^ distance)
+                                                  : ((l & segment) | (distance & ~segment));
+  const bool inside = mode == Shuffle::up ? source >= last : source <= last;
+  return {(inside ? source : l) & 31, inside};
+}
+
 struct Program {
   KernelInfo info;
   std::string readable;           ///< the kernel's demangled name

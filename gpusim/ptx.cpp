@@ -178,7 +178,8 @@ class Parser {
       module_.target = word();
       while (eat(",")) word();
     } else if (eat(".address_size")) {
-      if (number() != 64) refuse("only 64-bit addresses are modelled");
+      const Token size = peek();
+      if (number() != 64) refuse_at(size, "only 64-bit addresses are modelled");
     } else if (eat(".file")) {
       file();
     } else if (is(".section")) {

@@ -7,7 +7,6 @@
 #include <cmath>
 
 #include "gpusim/handlers.h"
-#include "gpusim/interpreter.h"
 #include "gpusim/lanes.h"
 
 namespace gpusim::DSV2_ISA {
@@ -43,7 +42,7 @@ bool matrix_rows(Warp& warp, const Instruction& in, Access access, bool instrume
 
 template <bool kInstrumented>
 void load_matrix(Warp& warp, const Instruction& in) {
-  if (!lanes_gathered(warp, in)) return;
+  if (!gathered(warp, in)) return;
   std::uint64_t rows[kWarpLanes];
   if (!matrix_rows(warp, in, Access::read, kInstrumented, rows)) return;
   // All rows are read before any register is written: a register may hold the addresses.
@@ -69,7 +68,7 @@ void load_matrix(Warp& warp, const Instruction& in) {
 
 template <bool kInstrumented>
 void store_matrix(Warp& warp, const Instruction& in) {
-  if (!lanes_gathered(warp, in)) return;
+  if (!gathered(warp, in)) return;
   std::uint64_t rows[kWarpLanes];
   if (!matrix_rows(warp, in, Access::write, kInstrumented, rows)) return;
   for (int i = 0; i < in.elements; ++i) {
@@ -221,7 +220,7 @@ inline void multiply_add(std::int32_t& sum, std::int32_t a, std::int32_t b) {
 
 template <class A, class B, int kDepth, bool kHalfC, bool kHalfD>
 void mma(Warp& warp, const Instruction& in) {
-  if (!lanes_gathered(warp, in)) return;
+  if (!gathered(warp, in)) return;
   using V = typename Element<A>::Value;
   const MatrixOperands slots = operands_of(warp, in);
   alignas(64) V a[16][kDepth];
@@ -241,7 +240,7 @@ void mma(Warp& warp, const Instruction& in) {
 /// Integer sums that do not fit become the nearest that do.
 template <class A, class B, int kDepth>
 void mma_saturated(Warp& warp, const Instruction& in) {
-  if (!lanes_gathered(warp, in)) return;
+  if (!gathered(warp, in)) return;
   const MatrixOperands slots = operands_of(warp, in);
   std::int32_t a[16][kDepth];
   std::int32_t b[kDepth][8];
@@ -266,7 +265,7 @@ void mma_integer(Warp& warp, const Instruction& in) {
 
 /// m8n8k4 of doubles: lane l holds A[l / 4][l % 4], B[l % 4][l / 4], C[l / 4][2 (l % 4) + {0, 1}].
 void mma_f64(Warp& warp, const Instruction& in) {
-  if (!lanes_gathered(warp, in)) return;
+  if (!gathered(warp, in)) return;
   const MatrixOperands slots = operands_of(warp, in);
   const double* a = lanes<double>(warp, slots.a[0]);
   const double* b = lanes<double>(warp, slots.b[0]);
@@ -332,7 +331,7 @@ void wmma_memory(Warp& warp, const Instruction& in) {
   using Memory = typename Stored<T>::Memory;
   constexpr auto kBytes = static_cast<int>(sizeof(Memory));
   constexpr Access kAccess = kLoads ? Access::read : Access::write;
-  if (!lanes_gathered(warp, in)) return;
+  if (!gathered(warp, in)) return;
   const MatrixPlace place = matrix_place(warp, in, kColumnMajor ? kRows : kColumns);
   const std::int32_t* slots = warp.lists + in.list;
   const std::uint64_t begin = place.shared ? kSharedBase : warp.machine->arena_base;
@@ -405,7 +404,7 @@ void store_sums(Warp& warp, const std::int32_t* slots, int elements, const V* su
 
 template <class T, class C, class D, int kM, int kN, int kK>
 void wmma_multiply(Warp& warp, const Instruction& in) {
-  if (!lanes_gathered(warp, in)) return;
+  if (!gathered(warp, in)) return;
   using V = typename Element<T>::Value;
   const MatrixOperands slots = operands_of(warp, in);
   alignas(64) V a[kM * kK];

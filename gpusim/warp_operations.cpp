@@ -2,63 +2,56 @@
 #include <algorithm>
 
 #include "gpusim/handlers.h"
-#include "gpusim/interpreter.h"
 #include "gpusim/lanes.h"
 
 namespace gpusim::DSV2_ISA {
 namespace {
 
-enum class Shuffle : std::uint8_t { up, down, butterfly, index };
+void check_sources(Warp& warp, const Instruction& in, const std::uint32_t* source) {
+  std::uint32_t sources = 0;
+  for_lanes(warp.exec, [&](int l) { sources |= 1u << source[l]; });
+  if ((sources & ~warp.exec & warp.start) == 0) return;
+  report(warp, warp.machine->index_of(in), FindingKind::bad_shuffle, warp.exec,
+         "a lane reads from one that does not take part");
+}
 
-/// The lane that lane `l` reads, and whether it lies within the segment.
-template <Shuffle kMode>
-std::pair<int, bool> shuffle_source(int l, std::uint32_t by, std::uint32_t clamp_and_mask) {
-  const int segment = static_cast<int>(clamp_and_mask >> 8 & 31u);
-  const int clamp = static_cast<int>(clamp_and_mask & 31u);
-  const int distance = static_cast<int>(by & 31u);
-  const int last = (l & segment) | (clamp & ~segment);
-  int source = 0;
-  bool inside = false;
-  if constexpr (kMode == Shuffle::up) {
-    source = l - distance;
-    inside = source >= last;
-  } else {
-    source = kMode == Shuffle::down        ? l + distance
-             : kMode == Shuffle::butterfly ? (l ^ distance)
-                                           : ((l & segment) | (distance & ~segment));
-    inside = source <= last;
+/// result[l] = values[from[l]].
+inline void permute(std::uint32_t* result, const std::uint32_t* values, const std::uint32_t* from) {
+#if defined(__AVX512F__)
+  const __m512i low = _mm512_loadu_si512(values);
+  const __m512i high = _mm512_loadu_si512(values + 16);
+  for (int l = 0; l < kWarpLanes; l += 16) {
+    const __m512i at = _mm512_loadu_si512(from + l);
+    _mm512_storeu_si512(result + l, _mm512_permutex2var_epi32(low, at, high));
   }
-  return {inside ? source : l, inside};
+#else
+  for (int l = 0; l < kWarpLanes; ++l) result[l] = values[from[l]];
+#endif
 }
 
 template <Shuffle kMode>
 void shuffle_as(Warp& warp, const Instruction& in) {
-  const auto* a = lanes<std::uint32_t>(warp, in.a);
   const auto* by = lanes<std::uint32_t>(warp, in.b);
   const auto* clamp = lanes<std::uint32_t>(warp, in.c);
-  alignas(64) std::uint32_t result[kWarpLanes];
-  std::uint32_t inside_mask = 0;
-  std::uint32_t sources = 0;
+  alignas(64) std::uint32_t source[kWarpLanes];
+  alignas(64) std::uint32_t inside[kWarpLanes];
   for (int l = 0; l < kWarpLanes; ++l) {
-    const auto [source, inside] = shuffle_source<kMode>(l, by[l], clamp[l]);
-    result[l] = a[source & 31];
-    inside_mask |= static_cast<std::uint32_t>(inside) << l;
-    sources |= (warp.exec >> l & 1u) << (source & 31);
+    const auto [from, is_inside] = shuffle_source(kMode, l, by[l], clamp[l]);
+    source[l] = static_cast<std::uint32_t>(from);
+    inside[l] = is_inside ? kAllLanes : 0u;
   }
-  if (in.d2 >= 0) write_predicate(warp, in.d2, inside_mask);
+  if (warp.exec != kAllLanes && warp.machine->checks.barriers) check_sources(warp, in, source);
+  alignas(64) std::uint32_t result[kWarpLanes];
+  permute(result, lanes<std::uint32_t>(warp, in.a), source);
+  if (in.d2 >= 0) write_predicate(warp, in.d2, to_mask(inside));
   if (in.d >= 0) {
-    const std::uint32_t* from = result;
-    write<std::uint32_t>(warp, in.d, [=](int l) { return from[l]; });
-  }
-  const std::uint32_t absent = sources & ~warp.exec & warp.start;
-  if (absent != 0 && warp.machine->checks.barriers) {
-    report(warp, warp.machine->index_of(in), FindingKind::bad_shuffle, warp.exec,
-           "a lane reads from one that does not take part");
+    const std::uint32_t* values = result;
+    write<std::uint32_t>(warp, in.d, [=](int l) { return values[l]; });
   }
 }
 
 void shuffle(Warp& warp, const Instruction& in) {
-  if (!lanes_gathered(warp, in)) return;
+  if (!gathered(warp, in)) return;
   switch (static_cast<Shuffle>(in.mode)) {
     case Shuffle::up:
       return shuffle_as<Shuffle::up>(warp, in);
@@ -71,8 +64,22 @@ void shuffle(Warp& warp, const Instruction& in) {
   }
 }
 
+/// Distance and segment are numbers in the text: `b` holds each lane's source, `immediate` who reads within its
+/// segment.
+void shuffle_fixed(Warp& warp, const Instruction& in) {
+  if (!gathered(warp, in)) return;
+  const auto* source = lanes<std::uint32_t>(warp, in.b);
+  if (warp.exec != kAllLanes && warp.machine->checks.barriers) check_sources(warp, in, source);
+  alignas(64) std::uint32_t result[kWarpLanes];
+  permute(result, lanes<std::uint32_t>(warp, in.a), source);
+  if (in.d2 >= 0) write_predicate(warp, in.d2, static_cast<std::uint32_t>(in.immediate));
+  if (in.d < 0) return;
+  const std::uint32_t* values = result;
+  write<std::uint32_t>(warp, in.d, [=](int l) { return values[l]; });
+}
+
 void vote(Warp& warp, const Instruction& in) {
-  if (!lanes_gathered(warp, in)) return;
+  if (!gathered(warp, in)) return;
   std::uint32_t value = predicate(warp, in.a);
   if ((in.flags & kNegated) != 0) value = ~value;
   value &= warp.exec;
@@ -115,7 +122,7 @@ void match_as(Warp& warp, const Instruction& in) {
 
 template <bool kAll>
 void match(Warp& warp, const Instruction& in) {
-  if (!lanes_gathered(warp, in)) return;
+  if (!gathered(warp, in)) return;
   in.bytes == 8 ? match_as<std::uint64_t, kAll>(warp, in) : match_as<std::uint32_t, kAll>(warp, in);
 }
 
@@ -157,11 +164,11 @@ struct OddBits {
 
 template <class T, class Combine>
 void redux(Warp& warp, const Instruction& in) {
-  if (lanes_gathered(warp, in)) reduce<T>(warp, in, Combine());
+  if (gathered(warp, in)) reduce<T>(warp, in, Combine());
 }
 
 void elect(Warp& warp, const Instruction& in) {
-  if (!lanes_gathered(warp, in)) return;
+  if (!gathered(warp, in)) return;
   const int leader = std::countr_zero(warp.exec);
   if (in.d >= 0) write<std::uint32_t>(warp, in.d, [=](int) { return static_cast<std::uint32_t>(leader); });
   if (in.d2 >= 0) write_predicate(warp, in.d2, 1u << leader);
@@ -173,13 +180,14 @@ void active_mask(Warp& warp, const Instruction& in) {
 }
 
 void warp_barrier(Warp& warp, const Instruction& in) {
-  if (lanes_gathered(warp, in)) ++warp.warp_syncs;
+  if (gathered(warp, in)) ++warp.warp_syncs;
 }
 
 }  // namespace
 
 void register_warp_operations(HandlerRegistry& registry) {
   add_handler(registry, "shfl", "", shuffle);
+  add_handler(registry, "shfl.fixed", "", shuffle_fixed);
   add_handler(registry, "vote", "", vote);
   add_handler(registry, "match.any", "", match<false>);
   add_handler(registry, "match.all", "", match<true>);
