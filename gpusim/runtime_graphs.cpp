@@ -26,8 +26,20 @@ struct CUgraphExec_st {
 namespace gpusim::runtime {
 namespace {
 
-std::unordered_map<cudaGraph_t, std::unique_ptr<CUgraph_st>> graphs;
-std::unordered_map<cudaGraphExec_t, std::unique_ptr<CUgraphExec_st>> executables;
+using Graphs = std::unordered_map<cudaGraph_t, std::unique_ptr<CUgraph_st>>;
+using Executables = std::unordered_map<cudaGraphExec_t, std::unique_ptr<CUgraphExec_st>>;
+
+// Never destroyed, as the State: destructors of the program's may still give graphs back.
+Graphs& graphs() {
+  static auto* const all = new Graphs;
+  return *all;
+}
+
+Executables& executables() {
+  static auto* const all = new Executables;
+  return *all;
+}
+
 unsigned long long captures_begun = 0;
 
 void require(const void* pointer, const char* what) {
@@ -35,14 +47,14 @@ void require(const void* pointer, const char* what) {
 }
 
 CUgraph_st& graph_of(cudaGraph_t handle) {
-  const auto found = graphs.find(handle);
-  if (found == graphs.end()) refuse(cudaErrorInvalidValue, "this is no graph, or one that was destroyed");
+  const auto found = graphs().find(handle);
+  if (found == graphs().end()) refuse(cudaErrorInvalidValue, "this is no graph, or one that was destroyed");
   return *found->second;
 }
 
 CUgraphExec_st& executable_of(cudaGraphExec_t handle) {
-  const auto found = executables.find(handle);
-  if (found == executables.end())
+  const auto found = executables().find(handle);
+  if (found == executables().end())
     refuse(cudaErrorInvalidValue, "this is no executable graph, or one that was destroyed");
   return *found->second;
 }
@@ -109,7 +121,7 @@ void end_capture(State& state, cudaStream_t handle, cudaGraph_t* out) {
            "a stream that joined the capture was not joined back: record an event in it "
            "and let the first stream wait for it");
   *out = graph.get();
-  graphs[*out] = std::move(graph);
+  graphs()[*out] = std::move(graph);
 }
 
 /// A node goes on the branch of a node that it depends on and that is that branch's last so far, else on a new one.
@@ -192,6 +204,12 @@ cudaGraphExecUpdateResult difference(const CUgraphExec_st& from, const CUgraphEx
 }
 
 }  // namespace
+
+void forget_graphs() {
+  graphs().clear();
+  executables().clear();
+}
+
 }  // namespace gpusim::runtime
 
 using namespace gpusim::runtime;
@@ -251,14 +269,14 @@ cudaError_t cudaGraphCreate(cudaGraph_t* graph, unsigned flags) {
     if (flags != 0) refuse(cudaErrorInvalidValue, "flags ", flags, ", expected 0");
     auto made = std::make_unique<CUgraph_st>();
     *graph = made.get();
-    graphs[*graph] = std::move(made);
+    graphs()[*graph] = std::move(made);
   });
 }
 
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
   return call("cudaGraphDestroy", [&](State&) {
     graph_of(graph);
-    graphs.erase(graph);
+    graphs().erase(graph);
   });
 }
 
@@ -296,7 +314,7 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* out, cudaGraph_t graph, unsign
     require(out, "the executable graph to set");
     auto made = instantiate(state, graph_of(graph));
     *out = made.get();
-    executables[*out] = std::move(made);
+    executables()[*out] = std::move(made);
   });
 }
 
@@ -307,7 +325,7 @@ cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t* out, cudaGraph_t grap
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph) {
   return call("cudaGraphExecDestroy", [&](State&) {
     executable_of(graph);
-    executables.erase(graph);  // what was launched still runs
+    executables().erase(graph);  // what was launched still runs
   });
 }
 

@@ -85,6 +85,7 @@ void State::reset() {
   streams.clear();
   events.clear();
   captures.clear();
+  forget_graphs();
   legacy_ = {};
   ++generation;
   sticky = cudaSuccess;

@@ -227,6 +227,9 @@ class State {
   bool finished_ = false;
 };
 
+/// cudaDeviceReset: graphs go, too (runtime_graphs.cpp).
+void forget_graphs();
+
 /// The thread's last error.
 cudaError_t& last_error();
 

@@ -106,6 +106,7 @@ void Scheduler::wait(const TaskPtr& task) {
   if (task == nullptr) return;
   run_with_ancestors(task, false);
   join(host_, task->clock);
+  prune();
 }
 
 void Scheduler::wait_stream(Stream stream) {
@@ -122,6 +123,7 @@ void Scheduler::wait_all() {
   while (!pending_.empty()) run_with_ancestors(TaskPtr(pending_.rbegin()->second), false);
   for (const StreamState& stream : streams_)
     if (stream.tail != nullptr) join(host_, stream.tail->clock);
+  prune();
 }
 
 bool Scheduler::poll(const TaskPtr& task) {
@@ -183,6 +185,22 @@ bool Scheduler::written_since(MemoryRange range, std::uint64_t stamp) const {
     if (piece->second.end > range.address && piece->second.writer.stream >= 0 && piece->second.writer.done_at > stamp)
       return true;
   return false;
+}
+
+bool Scheduler::is_before_host(const Mark& mark) const {
+  const auto stream = static_cast<std::size_t>(mark.stream);
+  return mark.stream < 0 || (stream < host_.size() && host_[stream] >= mark.sequence);
+}
+
+// What the host has waited for comes before all that it will submit: once nothing is pending, nobody asks for it again.
+void Scheduler::prune() {
+  constexpr std::size_t kWorthIt = 1 << 16;
+  if (pieces_.size() < kWorthIt || !pending_.empty()) return;
+  std::erase_if(pieces_, [this](const auto& entry) {
+    const Piece& piece = entry.second;
+    return is_before_host(piece.writer) && std::all_of(piece.readers.begin(), piece.readers.end(),
+                                                       [this](const Mark& reader) { return is_before_host(reader); });
+  });
 }
 
 void Scheduler::note_accesses(const Task& task, const Accesses& accesses) {

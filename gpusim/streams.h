@@ -109,6 +109,8 @@ class Scheduler {
   void note(const Task& task, MemoryRange range, Touch touch, bool& told);
   void tell_race(const Task& task, const Mark& earlier, std::uint64_t from, std::uint64_t to, const char* how);
   Pieces::iterator split(std::uint64_t at);
+  bool is_before_host(const Mark& mark) const;
+  void prune();
 
   bool delayed_;
   std::function<void(Finding)> report_;
