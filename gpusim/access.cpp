@@ -286,12 +286,30 @@ void load_quads(Warp& warp, const std::int32_t* slots, Address address) {
 }
 #endif
 
+#if defined(__SSE2__)
+/// Pairs of 32-bit elements that lie side by side, lane after lane.
+inline void load_pairs_unit(Warp& warp, const std::int32_t* slots, std::uint64_t first) {
+  const auto* from = reinterpret_cast<const float*>(first);
+  float* const x = lanes<float>(warp, slots[0]);
+  float* const y = lanes<float>(warp, slots[1]);
+  for (int l = 0; l < kWarpLanes; l += 4) {
+    const __m128 low = _mm_loadu_ps(from + 2 * l);
+    const __m128 high = _mm_loadu_ps(from + 2 * l + 4);
+    _mm_store_ps(x + l, _mm_shuffle_ps(low, high, _MM_SHUFFLE(2, 0, 2, 0)));
+    _mm_store_ps(y + l, _mm_shuffle_ps(low, high, _MM_SHUFFLE(3, 1, 3, 1)));
+  }
+}
+#endif
+
 /// All lanes' elements from host addresses.
 template <class T, class R>
 void load_elements(Warp& warp, const Instruction& in, const Addresses& addresses) {
   const std::int32_t* const slots = warp.lists + in.list;
 #if defined(__SSE2__)
   if constexpr (sizeof(T) == 4 && sizeof(R) == 4) {
+    if (in.elements == 2 && addresses.pattern == Pattern::unit && slots[0] >= 0 && slots[1] >= 0) {
+      return load_pairs_unit(warp, slots, addresses.at[0]);
+    }
     if (in.elements == 4 && addresses.mask == kAllLanes && addresses.pattern != Pattern::uniform) {
       return load_quads(warp, slots, [&](int l) { return addresses.at[l]; });
     }

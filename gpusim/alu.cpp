@@ -525,22 +525,23 @@ T neighbour(T value, bool up) {
 /// The f32 or f64 nearest to an exact value, moved where it lies on the wrong side of it. `error`: exact - rounded.
 template <Rounding kRounding, class T>
 T directed(T rounded, T error) {
-  const bool down = kRounding == Rounding::down || (kRounding == Rounding::zero && rounded > 0);
-  const bool up = kRounding == Rounding::up || (kRounding == Rounding::zero && rounded < 0);
-  const bool moves = rounded - rounded == 0 && ((down && error < 0) || (up && error > 0));
+  // Without short-circuits, so that loops vectorise.
+  const bool down = (kRounding == Rounding::down) | ((kRounding == Rounding::zero) & (rounded > 0));
+  const bool up = (kRounding == Rounding::up) | ((kRounding == Rounding::zero) & (rounded < 0));
+  const bool moves = (rounded - rounded == 0) & ((down & (error < 0)) | (up & (error > 0)));
   return moves ? neighbour(rounded, error > 0) : rounded;
 }
 /// An infinity that came of finite operands is the largest number when rounding goes the other way.
 template <Rounding kRounding, class T>
 T bounded(T value, bool finite_operands) {
-  const bool infinite = value == std::numeric_limits<T>::infinity() || value == -std::numeric_limits<T>::infinity();
-  const bool keeps = (kRounding == Rounding::up && value > 0) || (kRounding == Rounding::down && value < 0);
+  const bool infinite = (value == std::numeric_limits<T>::infinity()) | (value == -std::numeric_limits<T>::infinity());
+  const bool keeps = ((kRounding == Rounding::up) & (value > 0)) | ((kRounding == Rounding::down) & (value < 0));
   const T largest = value > 0 ? std::numeric_limits<T>::max() : -std::numeric_limits<T>::max();
-  return infinite && finite_operands && !keeps ? largest : value;
+  return infinite & finite_operands & !keeps ? largest : value;
 }
 template <class... T>
 bool all_finite(T... values) {
-  return ((values - values == 0) && ...);
+  return ((values - values == 0) & ...);
 }
 
 /// Of a * b - c the sign, in a number that does not underflow: the product of two floats is exact in double.

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstring>
 
+#include "gpusim/race.h"
 #include "gpusim/system_calls.h"
 #include "model/error.h"
 
@@ -101,7 +102,7 @@ bool release_warp_barriers(Warp& warp) {
     ++group.pc;
     released = true;
   }
-  if (released) ++warp.warp_syncs;
+  if (released) order_warp(warp);
   return released;
 }
 
@@ -164,7 +165,7 @@ void join_clocks(Machine& machine, Block& block, Barrier& barrier, int id) {
       if (takes_part) warp.clocks = joined;
     }
   }
-  ++block.stamp;
+  order_block(block, machine.program->named_barriers);
 }
 
 void write_reduction(Warp& warp, const Group& group, const Barrier& barrier, const InstructionFacts& facts) {
@@ -252,7 +253,8 @@ void barrier(Warp& warp, const Instruction& in) {
     if (machine.checks.shared_races && machine.program->named_barriers) {
       at.clocks.resize(block.warps.size(), 0);
       for (std::size_t i = 0; i < at.clocks.size(); ++i) at.clocks[i] = std::max(at.clocks[i], warp.clocks[i]);
-      at.clocks[warp.index] = block.stamp++;
+      at.clocks[warp.index] = block.stamp;
+      order_block(block, true);
     }
   } else {
     warp.others.push_back({.pc = warp.pc,
@@ -614,7 +616,7 @@ void start_warp(Machine& machine, Block& block, Warp& warp, std::uint32_t index)
   update_stop(warp);
   warp.copies.clear();
   warp.copy_groups = {};
-  warp.warp_syncs = 0;
+  warp.ordered_stamp = 0;
   warp.clocks.assign(machine.checks.shared_races && program.named_barriers ? block.warps.size() : 0, 0);
   const SpecialValues values{machine, block, warp};
   for (const SpecialSlot& special : program.specials) {
@@ -718,9 +720,11 @@ void start_block(Machine& machine, Block& block, std::uint64_t linear) {
   block.shared.resize(block.shared_end);
   for (Barrier& barrier : block.barriers) barrier = Barrier{};
   block.stamp = 1;
+  block.ordered_stamp = 0;
   block.cluster.clear();
   block.warps.resize((block.threads + kWarpLanes - 1) / kWarpLanes);
   const Checks& checks = machine.checks;
+  block.shared_state.clear();
   if (checks.initialised || checks.async_copies) {
     block.shared_state.assign(block.shared_end, kSharedUninitialised);
     // What nobody wrote reads as NaNs, so that it shows in results too.
@@ -728,7 +732,11 @@ void start_block(Machine& machine, Block& block, std::uint64_t linear) {
   }
   if (checks.shared_races) {
     const std::size_t cells = block.shared_end / 4 + 1;
-    block.cells.assign(cells, SharedCell{});
+    block.write_tags.assign(cells, 0);
+    block.read_tags.assign(cells, 0);
+    block.write_at.assign(cells, 0);
+    block.read_at.assign(cells, 0);
+    block.readers.assign(cells, 0);
     block.cell_reads.assign(machine.program->named_barriers ? cells * block.warps.size() : 0, 0);
   }
   for (std::size_t i = 0; i < block.warps.size(); ++i)

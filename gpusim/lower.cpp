@@ -164,11 +164,12 @@ class Lowering {
   struct Frame {
     const ptx::Function* function = nullptr;
     Frame* caller = nullptr;
-    int first_register = 0;                       ///< its registers' numbers follow on
-    std::vector<std::uint64_t> variables = {};    ///< addresses within their spaces
-    std::vector<int> starts = {};                 ///< index in the code of each PTX instruction
-    std::vector<std::pair<int, int>> jumps = {};  ///< instruction, PTX target
-    std::vector<int> returns = {};                ///< instructions that go to the end
+    int first_register = 0;                                ///< its registers' numbers follow on
+    std::vector<std::uint64_t> variables = {};             ///< addresses within their spaces
+    std::vector<int> starts = {};                          ///< index in the code of each PTX instruction
+    std::vector<std::pair<int, int>> jumps = {};           ///< instruction, PTX target
+    std::vector<int> returns = {};                         ///< instructions that go to the end
+    std::vector<std::optional<std::uint64_t>> known = {};  ///< registers that only ever hold one number
     std::uint64_t local_top = 0;
     int carry = -1;  ///< predicate register of the condition code
   };
@@ -247,10 +248,40 @@ class Lowering {
     Frame frame{.function = &function, .caller = caller, .first_register = static_cast<int>(register_bytes_.size())};
     for (const ptx::Register& reg : function.registers) register_bytes_.push_back(reg.bytes);
     frame.carry = new_register(0);
+    frame.known = known_numbers(function);
     frame.local_top = caller == nullptr ? 0 : caller->local_top;
     place_variables(frame);
     if (caller != nullptr) pass_arguments(frame);
     lower_body(frame);
+  }
+
+  /// The compiler moves numbers into registers where the text could name them: uses of such registers read the number.
+  static std::vector<std::optional<std::uint64_t>> known_numbers(const ptx::Function& function) {
+    std::vector<int> writes(function.registers.size(), 0);
+    std::vector<std::optional<std::uint64_t>> known(function.registers.size());
+    const auto note = [&](const Operand& operand) {
+      if (operand.reg >= 0) ++writes[static_cast<std::size_t>(operand.reg)];
+      if (operand.second >= 0) ++writes[static_cast<std::size_t>(operand.second)];
+    };
+    for (const ptx::Instruction& instruction : function.code) {
+      if (instruction.operands.empty()) continue;
+      // What is written stands first; where nothing is, counting a use as a write only loses a number.
+      const Operand& first = instruction.operands[0];
+      note(first);
+      for (const Operand& element : first.elements) note(element);
+      const bool is_number = instruction.opcode[0] == "mov" && instruction.guard < 0 && first.kind == Kind::reg &&
+                             instruction.operands.size() == 2 && instruction.operands[1].kind == Kind::integer;
+      if (is_number) known[static_cast<std::size_t>(first.reg)] = instruction.operands[1].bits;
+    }
+    for (std::size_t i = 0; i < known.size(); ++i) {
+      if (writes[i] != 1 || function.registers[i].bytes == 0) known[i].reset();
+    }
+    return known;
+  }
+  std::optional<std::uint64_t> number_of(const Operand& operand) const {
+    if (operand.kind == Kind::integer) return operand.bits;
+    if (operand.kind != Kind::reg) return std::nullopt;
+    return frame_->known[static_cast<std::size_t>(operand.reg)];
   }
 
   void lower_body(Frame& frame) {
@@ -449,6 +480,7 @@ class Lowering {
       case Kind::reg:
         if (bytes_of(operand) != bytes)
           refuse("operand of ", bytes_of(operand), " bytes where ", bytes, " are expected");
+        if (const auto known = number_of(operand); known && bytes <= 8) return constant(*known, bytes);
         return use(number(operand));
       case Kind::special:
         return special(operand.name, bytes);
@@ -1246,8 +1278,8 @@ class Lowering {
     if (mode == std::end(kModes)) refuse("mode of shfl");
     now().mode = static_cast<std::uint8_t>(mode - std::begin(kModes));
     now().a = source(operand(1), 4);
-    if (operand(2).kind == Kind::integer && operand(3).kind == Kind::integer) {
-      fix_shuffle(static_cast<Shuffle>(now().mode), operand(2).bits, operand(3).bits);
+    if (const auto by = number_of(operand(2)), clamp = number_of(operand(3)); by && clamp) {
+      fix_shuffle(static_cast<Shuffle>(now().mode), *by, *clamp);
     } else {
       now().b = source(operand(2), 4);
       now().c = source(operand(3), 4);

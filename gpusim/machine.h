@@ -90,7 +90,7 @@ struct Warp {
   std::array<std::uint32_t, kWarpLanes> copy_groups = {};  ///< commit groups that each lane has closed
 
   std::vector<std::uint32_t> clocks;  ///< of each warp of the block: the latest stamp that is ordered before here
-  std::uint32_t warp_syncs = 0;
+  std::uint32_t ordered_stamp = 0;    ///< the warp's own accesses up to it lie before its last warp-level barrier
   AlignedBytes registers;
   AlignedBytes local_memory;
 };
@@ -102,23 +102,6 @@ struct Barrier {
   bool all = true;
   bool any = false;
   std::vector<std::uint32_t> clocks;  ///< of warps that arrived without waiting
-};
-
-/// What the race check knows of a 4-byte cell of shared memory. Stamps count barriers; 0 is never.
-struct SharedCell {
-  std::uint32_t write_stamp = 0;
-  std::uint32_t write_at = 0;  ///< instruction
-  std::uint32_t read_stamp = 0;
-  std::uint32_t read_at = 0;
-  std::uint32_t readers = 0;  ///< warps
-  std::uint16_t write_syncs = 0;
-  std::uint16_t read_syncs = 0;
-  std::uint8_t writer = 0;  ///< warp
-  std::uint8_t write_lane = 0;
-  std::uint8_t read_lane = 0;
-  std::uint8_t last_reader = 0;  ///< warp
-  bool atomic = false;
-  bool many_lanes = false;  ///< of the last reading warp
 };
 
 enum SharedByte : std::uint8_t { kSharedUninitialised = 0, kSharedInitialised = 1, kSharedPending = 2 };
@@ -134,10 +117,16 @@ struct Block {
   std::size_t shared_end = 0;
   std::array<Barrier, 16> barriers;
   std::vector<std::uint8_t> shared_state;  ///< SharedByte, where such checks are on
-  std::vector<SharedCell> cells;
+  // What the race check knows of each 4-byte cell: the tags are race.cpp's.
+  std::vector<std::uint32_t> write_tags;
+  std::vector<std::uint32_t> read_tags;
+  std::vector<std::uint32_t> write_at;  ///< instruction
+  std::vector<std::uint32_t> read_at;
+  std::vector<std::uint32_t> readers;     ///< warps
   std::vector<std::uint32_t> cell_reads;  ///< stamp of each warp's last read of each cell, where barriers are named
-  std::uint32_t stamp = 1;
-  std::vector<Block*> cluster;  ///< its blocks by rank; empty: none
+  std::uint32_t stamp = 1;                ///< grows with barriers
+  std::uint32_t ordered_stamp = 0;        ///< accesses up to it lie before the block's last barrier
+  std::vector<Block*> cluster;            ///< its blocks by rank; empty: none
 };
 
 /// Counts of memory traffic at one instruction.

@@ -143,6 +143,8 @@ class SparseTable {
   T* data_ = nullptr;
 };
 
+/// Blocks whose storage a host thread keeps beyond what a launch needs.
+constexpr std::size_t kKeptBlocks = 16;
 /// Of cooperative_groups: its size and the count of arrivals.
 constexpr std::size_t kWorkspaceBytes = 8;
 /// A bit for each `unit` bytes of the arena.
@@ -281,16 +283,18 @@ class LaunchRun {
   void run_machine(Machine& machine) {
     const std::uint64_t together = blocks_at_once();
     const std::uint64_t groups = launch_.config.grid.count() / together;
-    std::vector<Block> blocks(together);
+    // A host thread keeps the blocks' storage from launch to launch: fresh pages cost more than a small kernel runs.
+    static thread_local std::vector<Block> blocks;
+    if (blocks.size() < together || blocks.size() > together + kKeptBlocks) blocks = std::vector<Block>(together);
     std::vector<Block*> resident;
-    for (Block& block : blocks) resident.push_back(&block);
+    for (std::uint64_t rank = 0; rank < together; ++rank) resident.push_back(&blocks[rank]);
     while (!machine.stop && !launch_.stop.load(std::memory_order_relaxed)) {
       const std::uint64_t group = launch_.next_block.fetch_add(1, std::memory_order_relaxed);
       if (group >= groups) break;
       for (std::uint64_t rank = 0; rank < together; ++rank)
         start_block(machine, blocks[rank], block_number(group, rank));
       if (launch_.config.cluster.count() > 1) {
-        for (Block& block : blocks) block.cluster = resident;
+        for (Block* const block : resident) block->cluster = resident;
       }
       run_blocks(machine, resident);
     }

@@ -79,6 +79,33 @@ void report_uninitialised(Warp& warp, std::uint32_t at, std::uint32_t lanes, con
                                 where(*warp.machine->launch->memory, addresses[std::countr_zero(lanes)]));
 }
 
+/// Whether every lane's bytes have the needed bits.
+template <class Word>
+bool all_have(const DeviceMemory& memory, const Addresses& addresses, int words, std::uint8_t needed) {
+  std::uint64_t all = ~std::uint64_t{0};
+  const auto look_at = [&](int lane) {
+    for (int i = 0; i < words; ++i) {
+      Word word;
+      std::memcpy(&word, memory.shadow(addresses.at[lane]) + static_cast<std::size_t>(i) * sizeof word, sizeof word);
+      all &= word | ~std::uint64_t{static_cast<Word>(~Word{0})};
+    }
+  };
+  if (addresses.pattern == Pattern::uniform) {
+    look_at(0);
+  } else {
+    for_lanes(addresses.mask, look_at);
+  }
+  const std::uint64_t wanted = 0x0101010101010101u * needed;
+  return (all & wanted) == wanted;
+}
+
+bool all_have(const DeviceMemory& memory, const Addresses& addresses, std::size_t bytes, std::uint8_t needed) {
+  if (bytes == 4) return all_have<std::uint32_t>(memory, addresses, 1, needed);
+  if (bytes >= 8) return all_have<std::uint64_t>(memory, addresses, static_cast<int>(bytes / 8), needed);
+  return bytes == 2 ? all_have<std::uint16_t>(memory, addresses, 1, needed)
+                    : all_have<std::uint8_t>(memory, addresses, 1, needed);
+}
+
 /// Bounds, use after free, initialisation: by the shadow.
 void check_global(Warp& warp, std::uint32_t at, Addresses& addresses, int bytes, Access access) {
   Machine& machine = *warp.machine;
@@ -93,6 +120,7 @@ void check_global(Warp& warp, std::uint32_t at, Addresses& addresses, int bytes,
       return;
     }
   }
+  if (access == Access::read && all_have(memory, addresses, width, needed)) return;
   std::uint32_t unallocated = 0;
   std::uint32_t uninitialised = 0;
   for_lanes(addresses.mask, [&](int lane) {
@@ -206,41 +234,95 @@ void count_global(Warp& warp, std::uint32_t at, const Addresses& addresses, int 
 
 // ---- shared memory
 
-/// Passes that 32 banks of 4 bytes need for the words of some lanes: the most distinct words in one bank. Lanes are
-/// served in groups of as many as 128 bytes hold.
+/// Passes that 32 banks of 4 bytes need for `count` words: the most distinct words in one bank.
+struct Passes {
+  int most = 0;
+  int distinct = 0;
+};
+Passes passes_of(std::uint32_t* words, int count) {
+  constexpr std::uint32_t kBanks = 32;
+  constexpr std::uint32_t kNone = 0xffffffffu;
+  std::uint32_t in_bank[kBanks];
+  std::fill(std::begin(in_bank), std::end(in_bank), kNone);
+  int distinct = 0;
+  bool conflict = false;
+  for (int i = 0; i < count; ++i) {
+    std::uint32_t& bank = in_bank[words[i] % kBanks];
+    if (bank == kNone) ++distinct;
+    conflict |= bank != kNone && bank != words[i];
+    bank = words[i];
+  }
+  if (!conflict) return {1, distinct};
+  std::sort(words, words + count);
+  const auto end = std::unique(words, words + count);
+  int in_each[kBanks] = {};
+  Passes passes{0, static_cast<int>(end - words)};
+  for (const std::uint32_t* word = words; word != end; ++word)
+    passes.most = std::max(passes.most, ++in_each[*word % kBanks]);
+  return passes;
+}
+
+/// Lanes are served in groups of as many as 128 bytes hold.
 void count_shared(MemoryCounts& counts, const Addresses& offsets, int bytes) {
   constexpr int kBanks = 32;
   ++counts.shared_requests;
   const int words_each = std::max(1, bytes / 4);
-  const int group_lanes = kWarpLanes / words_each;
   if (offsets.pattern == Pattern::unit && bytes >= 4) {
     counts.shared_wavefronts += static_cast<std::uint64_t>(words_each);
     counts.shared_ideal += static_cast<std::uint64_t>(words_each);
     return;
   }
+  const int group_lanes = kWarpLanes / words_each;
   for (int first = 0; first < kWarpLanes; first += group_lanes) {
     const std::uint32_t group = group_lanes == kWarpLanes ? ~0u : ((1u << group_lanes) - 1) << first;
     std::uint32_t words[kWarpLanes];
-    std::uint32_t* end = words;
+    int count = 0;
     for_lanes(offsets.mask & group, [&](int lane) {
-      for (int i = 0; i < words_each; ++i)
-        *end++ = static_cast<std::uint32_t>(offsets.at[lane] / 4) + static_cast<std::uint32_t>(i);
+      const auto word = static_cast<std::uint32_t>(offsets.at[lane] / 4);
+      if (count >= words_each && words[count - words_each] == word) return;
+      for (int i = 0; i < words_each; ++i) words[count++] = word + static_cast<std::uint32_t>(i);
     });
-    if (end == words) continue;
-    if (!std::is_sorted(words, end)) std::sort(words, end);
-    end = std::unique(words, end);
-    std::uint8_t in_bank[kBanks] = {};
-    std::uint8_t most = 0;
-    for (const std::uint32_t* word = words; word != end; ++word) most = std::max(most, ++in_bank[*word % kBanks]);
-    counts.shared_wavefronts += most;
-    counts.shared_ideal += static_cast<std::uint64_t>((end - words + kBanks - 1) / kBanks);
+    if (count == 0) continue;
+    const Passes passes = passes_of(words, count);
+    counts.shared_wavefronts += static_cast<std::uint64_t>(passes.most);
+    counts.shared_ideal += static_cast<std::uint64_t>((passes.distinct + kBanks - 1) / kBanks);
   }
+}
+
+/// All of `bytes` states, where they are initialised.
+std::uint64_t initialised_word(std::size_t bytes) {
+  return 0x0101010101010101u * kSharedInitialised &
+         (bytes >= 8 ? ~std::uint64_t{0} : (std::uint64_t{1} << (8 * bytes)) - 1);
+}
+
+/// Whether each lane's bytes are initialised, by one comparison a lane: the common case.
+template <class Word>
+bool all_initialised(const Block& block, const Addresses& offsets, int words) {
+  const auto wanted = static_cast<Word>(initialised_word(sizeof(Word)));
+  std::uint64_t wrong = 0;
+  for_lanes(offsets.mask, [&](int lane) {
+    for (int i = 0; i < words; ++i) {
+      Word word;
+      std::memcpy(&word, &block.shared_state[offsets.at[lane] + static_cast<std::size_t>(i) * sizeof word],
+                  sizeof word);
+      wrong |= static_cast<std::uint64_t>(word ^ wanted);
+    }
+  });
+  return wrong == 0;
+}
+
+bool all_initialised(const Block& block, const Addresses& offsets, int bytes) {
+  if (bytes == 4) return all_initialised<std::uint32_t>(block, offsets, 1);
+  if (bytes >= 8) return all_initialised<std::uint64_t>(block, offsets, bytes / 8);
+  return bytes == 2 ? all_initialised<std::uint16_t>(block, offsets, 1)
+                    : all_initialised<std::uint8_t>(block, offsets, 1);
 }
 
 /// Initialisation, and copies that have not arrived.
 void check_shared_state(Warp& warp, std::uint32_t at, const Addresses& offsets, int bytes, Access access) {
   Block& block = *warp.block;
   const Checks& checks = warp.machine->checks;
+  if (all_initialised(block, offsets, bytes)) return;
   std::uint32_t uninitialised = 0;
   std::uint32_t pending = 0;
   for_lanes(offsets.mask, [&](int lane) {

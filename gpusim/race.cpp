@@ -13,33 +13,88 @@ void for_lanes(std::uint32_t mask, Visit visit) {
   for (; mask != 0; mask &= mask - 1) visit(std::countr_zero(mask));
 }
 
-constexpr std::uint32_t kAtomicBit = 0x80000000u;
+// ---- shared memory
+//
+// A cell's last write and last read are tags: stamp, a bit, warp, lane. Stamps grow with every barrier of the block and
+// every warp-level one, so that "before the last barrier" is one comparison, and a warp's cells are looked at in loops
+// that vectorise: mostly all of them are older than the last barrier, and nothing else has to be asked.
 
-/// Races met by one warp's access of shared memory.
+constexpr std::uint32_t kLaneBits = 5;
+constexpr std::uint32_t kWarpShift = kLaneBits;
+constexpr std::uint32_t kFlagBit = 1u << 10;  ///< of a write: atomic; of a read: by several lanes of the warp
+constexpr std::uint32_t kStampShift = 11;
+constexpr std::uint32_t kLastStamp = (1u << (32 - kStampShift)) - 1;
+
+std::uint32_t stamp_of(std::uint32_t tag) { return tag >> kStampShift; }
+std::uint32_t warp_of(std::uint32_t tag) { return tag >> kWarpShift & 31u; }
+std::uint32_t lane_of(std::uint32_t tag) { return tag & 31u; }
+
+/// The cells of one access, in the order of the lanes; neighbouring lanes at one cell are one entry.
+struct Touched {
+  std::uint32_t cell[4 * kWarpLanes];
+  std::uint32_t lane[4 * kWarpLanes];  ///< with kFlagBit where several lanes touch it
+  int count = 0;
+};
+
+Touched touched_cells(const Addresses& offsets, int bytes) {
+  Touched touched;
+  const int cells = std::max(1, bytes / 4);
+  for_lanes(offsets.mask, [&](int lane) {
+    const auto first = static_cast<std::uint32_t>(offsets.at[lane] / 4);
+    if (cells == 1 && touched.count > 0 && touched.cell[touched.count - 1] == first) {
+      touched.lane[touched.count - 1] |= kFlagBit;
+      return;
+    }
+    for (int i = 0; i < cells; ++i) {
+      touched.cell[touched.count] = first + static_cast<std::uint32_t>(i);
+      touched.lane[touched.count++] = static_cast<std::uint32_t>(lane);
+    }
+  });
+  return touched;
+}
+
 class SharedRace {
  public:
   SharedRace(Warp& warp, std::uint32_t at, Access access)
-      : warp_(warp), block_(*warp.block), at_(at), access_(access), named_(warp.machine->program->named_barriers) {}
-
-  /// Looks at one cell, and notes the access in it. `narrow`: less than the cell's 4 bytes, so that lanes that differ
-  /// may be in different bytes.
-  void touch(int lane, std::uint32_t index, bool narrow) {
-    SharedCell& cell = block_.cells[index];
-    meet_write(lane, cell, narrow);
-    if (access_ != Access::read) meet_reads(lane, cell, index, narrow);
-    note(lane, cell, index);
+      : warp_(warp), block_(*warp.block), at_(at), access_(access), named_(warp.machine->program->named_barriers) {
+    own_ordered_ = std::max(block_.ordered_stamp, warp.ordered_stamp);
   }
 
-  void finish() {
+  void run(const Touched& touched) {
+    if (access_ == Access::read) {
+      if (named_ || any_recent_write(touched)) look_at_each(touched);
+      note_reads(touched);
+    } else {
+      if (named_ || any_recent_write(touched) || any_recent_read(touched)) look_at_each(touched);
+      note_writes(touched);
+    }
     report_lanes(FindingKind::shared_race, between_, other_, "with no barrier between");
     report_lanes(FindingKind::shared_race_in_warp, within_, other_within_,
                  "by another lane of the warp, with no __syncwarp between");
   }
 
  private:
+  bool any_recent_write(const Touched& touched) const { return any_recent(block_.write_tags, touched); }
+  bool any_recent_read(const Touched& touched) const { return any_recent(block_.read_tags, touched); }
+  bool any_recent(const std::vector<std::uint32_t>& tags, const Touched& touched) const {
+    const std::uint32_t oldest = (block_.ordered_stamp + 1) << kStampShift;
+    std::uint32_t most = 0;
+    for (int i = 0; i < touched.count; ++i) most = std::max(most, tags[touched.cell[i]]);
+    return most >= oldest;
+  }
+
+  void look_at_each(const Touched& touched) {
+    for (int i = 0; i < touched.count; ++i) {
+      const std::uint32_t cell = touched.cell[i];
+      const int lane = static_cast<int>(lane_of(touched.lane[i]));
+      meet_write(lane, cell);
+      if (access_ != Access::read) meet_reads(lane, cell);
+    }
+  }
+
   /// Whether what warp `other` did at `stamp` is ordered before this point.
   bool is_ordered(std::uint32_t other, std::uint32_t stamp) const {
-    return named_ ? stamp <= warp_.clocks[other] : stamp < block_.stamp;
+    return stamp <= (named_ ? warp_.clocks[other] : block_.ordered_stamp);
   }
 
   void between(int lane, std::uint32_t other_at) {
@@ -52,55 +107,62 @@ class SharedRace {
     within_ |= 1u << lane;
   }
 
-  void meet_write(int lane, const SharedCell& cell, bool narrow) {
-    if (cell.write_stamp == 0 || (access_ == Access::atomic && cell.atomic)) return;
-    if (cell.writer != warp_.index) {
-      if (!is_ordered(cell.writer, cell.write_stamp) && !narrow) between(lane, cell.write_at);
-    } else if (cell.write_lane != lane && cell.write_stamp == block_.stamp && cell.write_syncs == syncs() && !narrow) {
-      within(lane, cell.write_at);
+  void meet_write(int lane, std::uint32_t cell) {
+    const std::uint32_t tag = block_.write_tags[cell];
+    if (tag == 0 || (access_ == Access::atomic && (tag & kFlagBit) != 0)) return;
+    if (warp_of(tag) != warp_.index) {
+      if (!is_ordered(warp_of(tag), stamp_of(tag))) between(lane, block_.write_at[cell]);
+    } else if (lane_of(tag) != static_cast<std::uint32_t>(lane) && stamp_of(tag) > own_ordered_) {
+      within(lane, block_.write_at[cell]);
     }
   }
 
-  void meet_reads(int lane, const SharedCell& cell, std::uint32_t index, bool narrow) {
-    if (cell.read_stamp == 0 || narrow) return;
-    const std::uint32_t others = cell.readers & ~(1u << warp_.index);
+  void meet_reads(int lane, std::uint32_t cell) {
+    const std::uint32_t tag = block_.read_tags[cell];
+    if (tag == 0) return;
+    const std::uint32_t others = block_.readers[cell] & ~(1u << warp_.index);
     if (named_) {
       for_lanes(others, [&](int other) {
-        const std::uint32_t stamp = block_.cell_reads[index * block_.warps.size() + static_cast<std::size_t>(other)];
-        if (!is_ordered(static_cast<std::uint32_t>(other), stamp)) between(lane, cell.read_at);
+        const std::uint32_t stamp = block_.cell_reads[cell * block_.warps.size() + static_cast<std::size_t>(other)];
+        if (!is_ordered(static_cast<std::uint32_t>(other), stamp)) between(lane, block_.read_at[cell]);
       });
-    } else if (others != 0 && cell.read_stamp == block_.stamp) {
-      between(lane, cell.read_at);
+    } else if (others != 0 && stamp_of(tag) > block_.ordered_stamp) {
+      between(lane, block_.read_at[cell]);
     }
-    const bool own =
-        (cell.readers >> warp_.index & 1u) != 0 && cell.read_stamp == block_.stamp && cell.read_syncs == syncs();
-    if (own && cell.last_reader == warp_.index && (cell.many_lanes || cell.read_lane != lane))
-      within(lane, cell.read_at);
+    const bool by_another_lane = (tag & kFlagBit) != 0 || lane_of(tag) != static_cast<std::uint32_t>(lane);
+    if (warp_of(tag) == warp_.index && stamp_of(tag) > own_ordered_ && by_another_lane)
+      within(lane, block_.read_at[cell]);
   }
 
-  void note(int lane, SharedCell& cell, std::uint32_t index) {
-    if (access_ != Access::read) {
-      cell.write_stamp = block_.stamp;
-      cell.write_at = at_;
-      cell.writer = static_cast<std::uint8_t>(warp_.index);
-      cell.write_lane = static_cast<std::uint8_t>(lane);
-      cell.write_syncs = syncs();
-      cell.atomic = access_ == Access::atomic;
-      return;
+  void note_writes(const Touched& touched) {
+    const std::uint32_t tag =
+        block_.stamp << kStampShift | (access_ == Access::atomic ? kFlagBit : 0u) | warp_.index << kWarpShift;
+    for (int i = 0; i < touched.count; ++i) {
+      block_.write_tags[touched.cell[i]] = tag | lane_of(touched.lane[i]);
+      block_.write_at[touched.cell[i]] = at_;
     }
-    const bool same = cell.read_stamp == block_.stamp && cell.last_reader == warp_.index && cell.read_syncs == syncs();
-    cell.many_lanes = same && (cell.many_lanes || cell.read_lane != lane);
-    if (!named_ && cell.read_stamp != block_.stamp) cell.readers = 0;
-    cell.readers |= 1u << warp_.index;
-    cell.last_reader = static_cast<std::uint8_t>(warp_.index);
-    cell.read_stamp = block_.stamp;
-    cell.read_at = at_;
-    cell.read_lane = static_cast<std::uint8_t>(lane);
-    cell.read_syncs = syncs();
-    if (named_) block_.cell_reads[index * block_.warps.size() + warp_.index] = block_.stamp;
   }
 
-  std::uint16_t syncs() const { return static_cast<std::uint16_t>(warp_.warp_syncs); }
+  void note_reads(const Touched& touched) {
+    const std::uint32_t mine = block_.stamp << kStampShift | warp_.index << kWarpShift;
+    const std::uint32_t oldest = (block_.ordered_stamp + 1) << kStampShift;
+    const std::uint32_t own_oldest = (own_ordered_ + 1) << kStampShift;
+    const std::uint32_t bit = 1u << warp_.index;
+    for (int i = 0; i < touched.count; ++i) {
+      const std::uint32_t cell = touched.cell[i];
+      const std::uint32_t old = block_.read_tags[cell];
+      // Readers since the last barrier; in named mode all of them, with their own stamps beside.
+      block_.readers[cell] = (old >= oldest || named_ ? block_.readers[cell] : 0u) | bit;
+      const bool again = old >= own_oldest && warp_of(old) == warp_.index;
+      const bool several = again && ((old & kFlagBit) != 0 || lane_of(old) != lane_of(touched.lane[i]));
+      block_.read_tags[cell] = mine | touched.lane[i] | (several ? kFlagBit : 0u);
+      block_.read_at[cell] = at_;
+    }
+    if (!named_) return;
+    for (int i = 0; i < touched.count; ++i) {
+      block_.cell_reads[touched.cell[i] * block_.warps.size() + warp_.index] = block_.stamp;
+    }
+  }
 
   void report_lanes(FindingKind kind, std::uint32_t lanes, std::uint32_t other, std::string_view how) {
     if (lanes == 0) return;
@@ -117,6 +179,7 @@ class SharedRace {
   std::uint32_t at_;
   Access access_;
   bool named_;
+  std::uint32_t own_ordered_ = 0;  ///< this warp's own accesses up to this stamp are ordered
   std::uint32_t between_ = 0;
   std::uint32_t within_ = 0;
   std::uint32_t other_ = 0;
@@ -126,16 +189,37 @@ class SharedRace {
 }  // namespace
 
 void check_shared_race(Warp& warp, const Instruction& in, const Addresses& offsets, int bytes, Access access) {
-  SharedRace race(warp, warp.machine->index_of(in), access);
-  const int cells = std::max(1, bytes / 4);
-  for_lanes(offsets.mask, [&](int lane) {
-    const auto first = static_cast<std::uint32_t>(offsets.at[lane] / 4);
-    for (int i = 0; i < cells; ++i) race.touch(lane, first + static_cast<std::uint32_t>(i), bytes < 4);
-  });
-  race.finish();
+  // Narrow neighbours share a cell: lanes that touch different bytes of it do not race. Such accesses are not tracked.
+  if (bytes < 4) return;
+  SharedRace(warp, warp.machine->index_of(in), access).run(touched_cells(offsets, bytes));
+}
+
+void order_block(Block& block, bool named) {
+  if (!named) block.ordered_stamp = block.stamp;
+  if (block.stamp < kLastStamp) {
+    ++block.stamp;
+    return;
+  }
+  // The stamps are used up. Where the whole block has met, nothing from before matters any more; else later accesses
+  // share the last stamp, which can only hide a race.
+  if (named) return;
+  std::fill(block.write_tags.begin(), block.write_tags.end(), 0);
+  std::fill(block.read_tags.begin(), block.read_tags.end(), 0);
+  block.ordered_stamp = 0;
+  block.stamp = 1;
+  for (Warp& warp : block.warps) warp.ordered_stamp = 0;
+}
+
+void order_warp(Warp& warp) {
+  warp.ordered_stamp = warp.block->stamp;
+  if (warp.block->stamp < kLastStamp) ++warp.block->stamp;
 }
 
 namespace {
+
+constexpr std::uint32_t kOrderedBit = 0x80000000u;
+
+std::uint16_t saturated(std::size_t value) { return static_cast<std::uint16_t>(std::min<std::size_t>(value, 0xffff)); }
 
 class GlobalRace {
  public:
@@ -144,23 +228,29 @@ class GlobalRace {
         order_(*warp.machine->launch->order),
         at_(warp.machine->index_of(in)),
         block_(static_cast<std::uint32_t>(warp.block->linear) + 1),
-        access_(access),
+        writes_(access != Access::read),
         ordered_(access == Access::atomic || (in.flags & kOrdered) != 0) {
-    if (!ordered_) return;
-    ++order_.clock;
-    order_.acquired[block_ - 1] = order_.clock;
+    if (ordered_) order_.acquired[block_ - 1] = ++order_.clock;
+    release_ = saturated(order_.releases[block_ - 1].size());
   }
 
   void touch(int lane, GlobalCell& cell) {
-    const bool writes = access_ != Access::read;
-    const bool both_ordered = ordered_ && (cell.write_at & kAtomicBit) != 0;
-    if (cell.writer != 0 && cell.writer != block_ && !both_ordered && !is_ordered(cell.writer, cell.write_release)) {
-      meet(lane, cell.write_at & ~kAtomicBit, cell.writer);
+    const std::uint32_t writer = cell.writer & ~kOrderedBit;
+    if (writer != 0 && writer != block_) {
+      const bool both_ordered = ordered_ && (cell.writer & kOrderedBit) != 0;
+      if (!both_ordered && !is_ordered(writer, cell.write_release)) meet(lane, cell.write_at, writer);
     }
-    if (writes && !ordered_ && cell.reader != 0 && cell.reader != block_ && !readers_ordered(cell)) {
-      meet(lane, cell.read_at, cell.reader);
+    if (writes_) {
+      const bool read_by_others = cell.reader != 0 && cell.reader != block_;
+      if (read_by_others && !ordered_ && !readers_ordered(cell)) meet(lane, cell.read_at, cell.reader);
+      cell.writer = block_ | (ordered_ ? kOrderedBit : 0u);
+      cell.write_at = saturated(at_);
+      cell.write_release = release_;
+    } else if (!ordered_ && cell.reader != kManyReaders) {
+      cell.reader = cell.reader == 0 || cell.reader == block_ ? block_ : kManyReaders;
+      cell.read_at = saturated(at_);
+      cell.read_release = release_;
     }
-    note(cell, writes);
   }
 
   void finish() {
@@ -168,11 +258,11 @@ class GlobalRace {
     if (lanes_ == 0) return;
     FindingRecord* const found = record(warp_, at_, FindingKind::global_race, lanes_);
     if (found == nullptr) return;
-    found->other = other_at_;
-    found->message = dsv2::concat(
-        access_ == Access::read ? "read" : "write", " of global memory that ",
-        other_block_ == kManyReaders ? std::string("several blocks") : dsv2::concat("block number ", other_block_ - 1),
-        " of the launch also touched");
+    if (other_at_ != kFarInstruction) found->other = other_at_;
+    const std::string who =
+        other_block_ == kManyReaders ? std::string("several blocks") : dsv2::concat("block number ", other_block_ - 1);
+    found->message =
+        dsv2::concat(writes_ ? "write" : "read", " of global memory that ", who, " of the launch also touched");
   }
 
  private:
@@ -187,7 +277,7 @@ class GlobalRace {
     return is_ordered(cell.reader, cell.read_release);
   }
 
-  void meet(int lane, std::uint32_t at, std::uint32_t block) {
+  void meet(int lane, std::uint16_t at, std::uint32_t block) {
     if (lanes_ == 0) {
       other_at_ = at;
       other_block_ = block;
@@ -195,27 +285,15 @@ class GlobalRace {
     lanes_ |= 1u << lane;
   }
 
-  void note(GlobalCell& cell, bool writes) {
-    const auto release = static_cast<std::uint32_t>(order_.releases[block_ - 1].size());
-    if (writes) {
-      cell.writer = block_;
-      cell.write_at = at_ | (ordered_ ? kAtomicBit : 0u);
-      cell.write_release = release;
-    } else if (!ordered_) {
-      cell.reader = cell.reader == 0 || cell.reader == block_ ? block_ : kManyReaders;
-      cell.read_at = at_;
-      cell.read_release = release;
-    }
-  }
-
   Warp& warp_;
   GlobalOrder& order_;
   std::uint32_t at_;
   std::uint32_t block_;
-  Access access_;
+  bool writes_;
   bool ordered_;
+  std::uint16_t release_ = 0;
   std::uint32_t lanes_ = 0;
-  std::uint32_t other_at_ = 0;
+  std::uint16_t other_at_ = 0;
   std::uint32_t other_block_ = 0;
 };
 
@@ -224,12 +302,16 @@ class GlobalRace {
 void check_global_race(Warp& warp, const Instruction& in, const Addresses& addresses, int bytes, Access access) {
   const Machine& machine = *warp.machine;
   GlobalRace race(warp, in, access);
-  const int cells = std::max(1, bytes / 4);
+  GlobalCell* const cells = machine.launch->global_cells;
+  const auto cell_of = [&](int lane) { return cells + (addresses.at[lane] - machine.arena_base) / 4; };
+  const int each = std::max(1, bytes / 4);
   // Narrow neighbours share a cell: blocks that write different bytes of it do not race. Such accesses are not tracked.
-  if (bytes >= 4) {
+  if (bytes >= 4 && addresses.pattern == Pattern::uniform) {
+    for (int i = 0; i < each; ++i) race.touch(0, cell_of(0)[i]);
+  } else if (bytes >= 4) {
     for_lanes(addresses.mask, [&](int lane) {
-      GlobalCell* const first = machine.launch->global_cells + (addresses.at[lane] - machine.arena_base) / 4;
-      for (int i = 0; i < cells; ++i) race.touch(lane, first[i]);
+      GlobalCell* const first = cell_of(lane);
+      for (int i = 0; i < each; ++i) race.touch(lane, first[i]);
     });
   }
   race.finish();

@@ -7,14 +7,15 @@ namespace gpusim {
 
 /// What is known of 4 bytes of global memory in a launch. Blocks are numbered from 1; 0 is nobody.
 struct GlobalCell {
-  std::uint32_t writer = 0;
-  std::uint32_t write_at = 0;       ///< instruction; the top bit: atomic
-  std::uint32_t write_release = 0;  ///< releases that the writer had done by then
-  std::uint32_t reader = 0;         ///< kManyReaders: several
-  std::uint32_t read_at = 0;
-  std::uint32_t read_release = 0;
+  std::uint32_t writer = 0;    ///< the top bit: by an ordered access
+  std::uint32_t reader = 0;    ///< kManyReaders: several
+  std::uint16_t write_at = 0;  ///< instruction, kFarInstruction: further on
+  std::uint16_t read_at = 0;
+  std::uint16_t write_release = 0;  ///< releases that the writer had done by then
+  std::uint16_t read_release = 0;
 };
 inline constexpr std::uint32_t kManyReaders = 0xffffffffu;
+inline constexpr std::uint16_t kFarInstruction = 0xffff;
 
 /// Releases and acquisitions of the blocks of a launch, by a common clock: atomics, and loads and stores that are
 /// volatile, acquire, release or relaxed, are both.
@@ -28,5 +29,9 @@ struct GlobalOrder {
 void check_shared_race(Warp& warp, const Instruction& in, const Addresses& offsets, int bytes, Access access);
 /// Host addresses.
 void check_global_race(Warp& warp, const Instruction& in, const Addresses& addresses, int bytes, Access access);
+
+/// A block barrier has been completed, or (`warp`) a warp-level one: what came before is ordered.
+void order_block(Block& block, bool named);
+void order_warp(Warp& warp);
 
 }  // namespace gpusim

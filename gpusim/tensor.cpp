@@ -218,6 +218,31 @@ inline void multiply_add(std::int32_t& sum, std::int32_t a, std::int32_t b) {
   sum = static_cast<std::int32_t>(static_cast<std::uint32_t>(sum) + static_cast<std::uint32_t>(a * b));
 }
 
+/// d += a * b, the products of an element in the order of k.
+template <class V, int kDepth>
+void multiply(const V (&a)[16][kDepth], const V (&b)[kDepth][8], V (&d)[16][8]) {
+#if defined(__FMA__)
+  if constexpr (std::is_same_v<V, float>) {
+    constexpr int kRows = 8;  // at once: as many sums in flight as hide an addition's latency
+    for (int m = 0; m < 16; m += kRows) {
+      __m256 sum[kRows];
+      for (int r = 0; r < kRows; ++r) sum[r] = _mm256_load_ps(d[m + r]);
+      for (int k = 0; k < kDepth; ++k) {
+        const __m256 row = _mm256_load_ps(b[k]);
+        for (int r = 0; r < kRows; ++r) sum[r] = _mm256_fmadd_ps(_mm256_set1_ps(a[m + r][k]), row, sum[r]);
+      }
+      for (int r = 0; r < kRows; ++r) _mm256_store_ps(d[m + r], sum[r]);
+    }
+    return;
+  }
+#endif
+  for (int m = 0; m < 16; ++m) {
+    for (int k = 0; k < kDepth; ++k) {
+      for (int n = 0; n < 8; ++n) multiply_add(d[m][n], a[m][k], b[k][n]);
+    }
+  }
+}
+
 template <class A, class B, int kDepth, bool kHalfC, bool kHalfD>
 void mma(Warp& warp, const Instruction& in) {
   if (!gathered(warp, in)) return;
@@ -229,11 +254,7 @@ void mma(Warp& warp, const Instruction& in) {
   load_a<A, V, kDepth>(warp, slots.a, a);
   load_b<B, V, kDepth>(warp, slots.b, b);
   load_accumulator<V, kHalfC>(warp, slots.c, d);
-  for (int m = 0; m < 16; ++m) {
-    for (int k = 0; k < kDepth; ++k) {
-      for (int n = 0; n < 8; ++n) multiply_add(d[m][n], a[m][k], b[k][n]);
-    }
-  }
+  multiply(a, b, d);
   store_accumulator<V, kHalfD>(warp, slots.d, d);
 }
 

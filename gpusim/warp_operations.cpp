@@ -3,6 +3,7 @@
 
 #include "gpusim/handlers.h"
 #include "gpusim/lanes.h"
+#include "gpusim/race.h"
 
 namespace gpusim::DSV2_ISA {
 namespace {
@@ -180,7 +181,7 @@ void active_mask(Warp& warp, const Instruction& in) {
 }
 
 void warp_barrier(Warp& warp, const Instruction& in) {
-  if (gathered(warp, in)) ++warp.warp_syncs;
+  if (gathered(warp, in)) order_warp(warp);
 }
 
 }  // namespace
