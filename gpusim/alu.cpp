@@ -579,6 +579,28 @@ struct DirectedMultiply {
     return bounded<kRounding>(canonical(result), all_finite(a, b));
   }
 };
+/// directed and bounded in whole numbers: expf and its like round down once a call, and selects between floats by
+/// comparisons of others do not vectorise.
+template <Rounding kRounding>
+float directed_bits(float value, float error, bool finite_operands) {
+  constexpr std::uint32_t kMagnitude = 0x7fffffffu;
+  const std::uint32_t bits = bits_of(value);
+  const std::uint32_t negative = bits >> 31;
+  const std::uint32_t more = error > 0 ? 1u : 0u;
+  const std::uint32_t less = error < 0 ? 1u : 0u;
+  const std::uint32_t up = kRounding == Rounding::up ? more : kRounding == Rounding::zero ? more & negative : 0u;
+  const std::uint32_t down = kRounding == Rounding::down ? less : kRounding == Rounding::zero ? less & ~negative : 0u;
+  const std::uint32_t away = up ^ negative;  // from zero: one more in the bits, else one less
+  const std::uint32_t from_zero = up != 0 ? 1u : 0x80000001u;
+  const std::uint32_t moved = (bits & kMagnitude) == 0 ? from_zero : bits + 2 * away - 1;
+  const std::uint32_t is_finite = (bits & kMagnitude) < 0x7f800000u ? 1u : 0u;
+  std::uint32_t result = ((up | down) & is_finite) != 0 ? moved : bits;
+  const std::uint32_t keeps = kRounding == Rounding::up ? 1 - negative : kRounding == Rounding::down ? negative : 0u;
+  const std::uint32_t overflowed = (bits & kMagnitude) == 0x7f800000u && finite_operands ? 1 - keeps : 0u;
+  result = overflowed != 0 ? (bits & 0x80000000u) | 0x7f7fffffu : result;
+  return float_of((bits & kMagnitude) > 0x7f800000u ? kNan32 : result);
+}
+
 template <Rounding kRounding>
 struct DirectedFma {
   static float apply(float a, float b, float c) {
@@ -588,9 +610,14 @@ struct DirectedFma {
     const double back = sum - product;
     const double rest = (product - (sum - back)) + (c - back);
     const double error = (sum - static_cast<double>(value)) + rest;
-    const float sign = error > 0 ? 1.0f : error < 0 ? -1.0f : 0.0f;
-    const float result = directed<kRounding>(value, sign);
-    return bounded<kRounding>(canonical(result), all_finite(a, b, c));
+    // Only its sign matters: no error of this sum is below 2^-298, so that it does not vanish in a float.
+    const auto sign = static_cast<float>(error * 0x1p200);
+    const float finite = (a - a) * (b - b) * (c - c);  // NaN where an operand is not
+    const float result = directed_bits<kRounding>(value, sign, finite == 0);
+    if constexpr (kRounding != Rounding::down) return result;
+    // Terms of opposite signs that cancel leave -0 where down is the direction.
+    const std::uint32_t opposite = (bits_of(a) ^ bits_of(b) ^ bits_of(c)) & 0x80000000u;
+    return result == 0 && error == 0 ? float_of(bits_of(result) | opposite) : result;
   }
 };
 template <Rounding kRounding>

@@ -147,12 +147,43 @@ class SparseTable {
 constexpr std::size_t kKeptBlocks = 16;
 /// Of cooperative_groups: its size and the count of arrivals.
 constexpr std::size_t kWorkspaceBytes = 8;
+
 /// A bit for each `unit` bytes of the arena.
 SparseTable<std::uint64_t> table_of_bits(bool wanted, std::uint64_t unit) {
   return SparseTable<std::uint64_t>(wanted ? DeviceMemory::kArenaBytes / unit / 64 : 0);
 }
 
 constexpr std::size_t kSectors = DeviceMemory::kArenaBytes / 32;
+
+/// Cells of global memory for the race check, kept from launch to launch: fresh pages cost more than the check.
+struct RaceTable {
+  SparseTable<GlobalCell> cells{DeviceMemory::kArenaBytes / 4};
+  std::uint64_t next_number = 1;  ///< numbers below are those of earlier launches' blocks
+};
+
+/// Tables that no launch uses now.
+class RaceTables {
+ public:
+  static std::unique_ptr<RaceTable> take(std::uint64_t blocks) {
+    constexpr std::uint64_t kNumbers = std::uint64_t{1} << 31;  // the top bit is a flag
+    DSV2_CHECK(blocks < kNumbers / 2, "gpusim: too many blocks for the check of races between them");
+    const std::lock_guard lock(mutex_);
+    while (!free_.empty()) {
+      std::unique_ptr<RaceTable> table = std::move(free_.back());
+      free_.pop_back();
+      if (table->next_number + blocks + 1 < kNumbers) return table;
+    }
+    return std::make_unique<RaceTable>();
+  }
+  static void give_back(std::unique_ptr<RaceTable> table) {
+    const std::lock_guard lock(mutex_);
+    free_.push_back(std::move(table));
+  }
+
+ private:
+  static inline std::mutex mutex_;
+  static inline std::vector<std::unique_ptr<RaceTable>> free_;
+};
 
 /// One launch from its configuration to its result.
 class LaunchRun {
@@ -165,7 +196,6 @@ class LaunchRun {
                table_of_bits(settings.touched, 1)},
         pages_{table_of_bits(settings.touched, kTouchedPage), table_of_bits(settings.touched, kTouchedPage),
                table_of_bits(settings.touched, kTouchedPage)},
-        cells_(settings.checks.global_races ? DeviceMemory::kArenaBytes / 4 : 0),
         start_(std::chrono::steady_clock::now()) {
     launch_.bound = &module.bound(kernel, settings.isa, is_instrumented(settings));
     launch_.module = &module.tree();
@@ -181,9 +211,12 @@ class LaunchRun {
       launch_.byte_bits[kind] = bytes_[kind].data();
       launch_.page_bits[kind] = pages_[kind].data();
     }
-    launch_.global_cells = cells_.data();
     launch_.order = &order_;
     if (settings.checks.global_races) {
+      races_ = RaceTables::take(config.grid.count());
+      launch_.global_cells = races_->cells.data();
+      order_.base = static_cast<std::uint32_t>(races_->next_number);
+      races_->next_number += config.grid.count() + 1;
       order_.releases.resize(config.grid.count());
       order_.acquired.assign(config.grid.count(), 0);
     }
@@ -196,6 +229,7 @@ class LaunchRun {
     }
   }
   ~LaunchRun() {
+    if (races_ != nullptr) RaceTables::give_back(std::move(races_));
     if (launch_.workspace != 0) launch_.memory->release(launch_.workspace);
   }
   LaunchRun(const LaunchRun&) = delete;
@@ -494,7 +528,7 @@ class LaunchRun {
   SparseTable<std::uint64_t> stores_;
   SparseTable<std::uint64_t> bytes_[3];
   SparseTable<std::uint64_t> pages_[3];
-  SparseTable<GlobalCell> cells_;
+  std::unique_ptr<RaceTable> races_;
   std::vector<Machine> machines_;
   std::chrono::steady_clock::time_point start_;
 };

@@ -31,18 +31,61 @@ std::uint32_t lane_of(std::uint32_t tag) { return tag & 31u; }
 
 /// The cells of one access, in the order of the lanes; neighbouring lanes at one cell are one entry.
 struct Touched {
+  bool contiguous = false;  ///< cell[i] is cell[0] + i
   std::uint32_t cell[4 * kWarpLanes];
   std::uint32_t lane[4 * kWarpLanes];  ///< with kFlagBit where several lanes touch it
   int count = 0;
 };
 
+/// The common patterns of single words by all lanes: side by side, one cell, or the same twice in both half warps.
+/// False where it is none of these.
+bool touch_pattern(const Addresses& offsets, Touched& touched) {
+  constexpr int kHalf = kWarpLanes / 2;
+  alignas(64) std::uint32_t words[kWarpLanes];
+  for (int l = 0; l < kWarpLanes; ++l) words[l] = static_cast<std::uint32_t>(offsets.at[l]) / 4;
+  std::uint32_t not_repeated = 0;
+  for (int l = 0; l < kHalf; ++l) not_repeated |= words[l] ^ words[l + kHalf];
+  std::uint32_t not_uniform = 0;
+  for (int l = 0; l < kHalf; ++l) not_uniform |= (words[l] ^ words[0]) | (words[l + kHalf] ^ words[kHalf]);
+  if (not_uniform == 0) {
+    touched.count = not_repeated == 0 ? 1 : 2;
+    for (int half = 0; half < touched.count; ++half) {
+      touched.cell[half] = words[half * kHalf];
+      touched.lane[half] = static_cast<std::uint32_t>(half * kHalf) | kFlagBit;
+    }
+    return true;
+  }
+  const int count = not_repeated == 0 ? kHalf : kWarpLanes;
+  std::uint32_t not_contiguous = 0;
+  for (int l = 0; l < count; ++l) not_contiguous |= (words[l] - words[0]) ^ static_cast<std::uint32_t>(l);
+  if (not_contiguous != 0) return false;
+  touched.contiguous = true;
+  touched.count = count;
+  for (int l = 0; l < count; ++l) {
+    touched.cell[l] = words[l];
+    touched.lane[l] = static_cast<std::uint32_t>(l) | (not_repeated == 0 ? kFlagBit : 0u);
+  }
+  return true;
+}
+
 Touched touched_cells(const Addresses& offsets, int bytes) {
   Touched touched;
-  const int cells = std::max(1, bytes / 4);
+  const int cells = bytes / 4;
+  if (cells == 1 && offsets.mask == 0xffffffffu && touch_pattern(offsets, touched)) return touched;
+  if (offsets.pattern == Pattern::unit) {
+    const auto first = static_cast<std::uint32_t>(offsets.at[0] / 4);
+    touched.contiguous = true;
+    touched.count = cells * kWarpLanes;
+    for (int i = 0; i < touched.count; ++i) {
+      touched.cell[i] = first + static_cast<std::uint32_t>(i);
+      touched.lane[i] = static_cast<std::uint32_t>(i / cells);
+    }
+    return touched;
+  }
   for_lanes(offsets.mask, [&](int lane) {
     const auto first = static_cast<std::uint32_t>(offsets.at[lane] / 4);
-    if (cells == 1 && touched.count > 0 && touched.cell[touched.count - 1] == first) {
-      touched.lane[touched.count - 1] |= kFlagBit;
+    if (touched.count >= cells && touched.cell[touched.count - cells] == first) {
+      for (int i = touched.count - cells; i < touched.count; ++i) touched.lane[i] |= kFlagBit;
       return;
     }
     for (int i = 0; i < cells; ++i) {
@@ -79,7 +122,12 @@ class SharedRace {
   bool any_recent(const std::vector<std::uint32_t>& tags, const Touched& touched) const {
     const std::uint32_t oldest = (block_.ordered_stamp + 1) << kStampShift;
     std::uint32_t most = 0;
-    for (int i = 0; i < touched.count; ++i) most = std::max(most, tags[touched.cell[i]]);
+    if (touched.contiguous) {
+      const std::uint32_t* const first = &tags[touched.cell[0]];
+      for (int i = 0; i < touched.count; ++i) most = std::max(most, first[i]);
+    } else {
+      for (int i = 0; i < touched.count; ++i) most = std::max(most, tags[touched.cell[i]]);
+    }
     return most >= oldest;
   }
 
@@ -148,15 +196,31 @@ class SharedRace {
     const std::uint32_t oldest = (block_.ordered_stamp + 1) << kStampShift;
     const std::uint32_t own_oldest = (own_ordered_ + 1) << kStampShift;
     const std::uint32_t bit = 1u << warp_.index;
-    for (int i = 0; i < touched.count; ++i) {
-      const std::uint32_t cell = touched.cell[i];
-      const std::uint32_t old = block_.read_tags[cell];
-      // Readers since the last barrier; in named mode all of them, with their own stamps beside.
-      block_.readers[cell] = (old >= oldest || named_ ? block_.readers[cell] : 0u) | bit;
-      const bool again = old >= own_oldest && warp_of(old) == warp_.index;
-      const bool several = again && ((old & kFlagBit) != 0 || lane_of(old) != lane_of(touched.lane[i]));
-      block_.read_tags[cell] = mine | touched.lane[i] | (several ? kFlagBit : 0u);
-      block_.read_at[cell] = at_;
+    // Readers since the last barrier; in named mode all of them, with their own stamps beside.
+    const std::uint32_t keep_all = named_ ? ~0u : 0u;
+    const std::uint32_t own = warp_.index;
+    const std::uint32_t at = at_;
+    const auto note = [=](std::uint32_t lane, std::uint32_t& tag, std::uint32_t& readers, std::uint32_t& read_at) {
+      const std::uint32_t old = tag;
+      readers = (old >= oldest ? readers : readers & keep_all) | bit;
+      const bool again = (old >= own_oldest) & (warp_of(old) == own);
+      const bool several = again & (((old & kFlagBit) != 0) | (lane_of(old) != lane_of(lane)));
+      tag = mine | lane | (several ? kFlagBit : 0u);
+      read_at = at;
+    };
+    std::uint32_t* const tags = block_.read_tags.data();
+    std::uint32_t* const readers = block_.readers.data();
+    std::uint32_t* const read_at = block_.read_at.data();
+    if (touched.contiguous) {
+      const std::uint32_t first = touched.cell[0];
+#pragma GCC ivdep
+      for (int i = 0; i < touched.count; ++i)
+        note(touched.lane[i], tags[first + i], readers[first + i], read_at[first + i]);
+    } else {
+      for (int i = 0; i < touched.count; ++i) {
+        const std::uint32_t cell = touched.cell[i];
+        note(touched.lane[i], tags[cell], readers[cell], read_at[cell]);
+      }
     }
     if (!named_) return;
     for (int i = 0; i < touched.count; ++i) {
@@ -227,53 +291,57 @@ class GlobalRace {
       : warp_(warp),
         order_(*warp.machine->launch->order),
         at_(warp.machine->index_of(in)),
-        block_(static_cast<std::uint32_t>(warp.block->linear) + 1),
+        base_(order_.base),
+        block_(base_ + 1 + static_cast<std::uint32_t>(warp.block->linear)),
         writes_(access != Access::read),
         ordered_(access == Access::atomic || (in.flags & kOrdered) != 0) {
-    if (ordered_) order_.acquired[block_ - 1] = ++order_.clock;
-    release_ = saturated(order_.releases[block_ - 1].size());
+    if (ordered_) acquired() = ++order_.clock;
+    release_ = saturated(releases(block_).size());
   }
 
   void touch(int lane, GlobalCell& cell) {
     const std::uint32_t writer = cell.writer & ~kOrderedBit;
-    if (writer != 0 && writer != block_) {
+    if (writer > base_ && writer != block_) {
       const bool both_ordered = ordered_ && (cell.writer & kOrderedBit) != 0;
       if (!both_ordered && !is_ordered(writer, cell.write_release)) meet(lane, cell.write_at, writer);
     }
     if (writes_) {
-      const bool read_by_others = cell.reader != 0 && cell.reader != block_;
+      const bool read_by_others = cell.reader >= base_ && cell.reader != block_;
       if (read_by_others && !ordered_ && !readers_ordered(cell)) meet(lane, cell.read_at, cell.reader);
       cell.writer = block_ | (ordered_ ? kOrderedBit : 0u);
       cell.write_at = saturated(at_);
       cell.write_release = release_;
-    } else if (!ordered_ && cell.reader != kManyReaders) {
-      cell.reader = cell.reader == 0 || cell.reader == block_ ? block_ : kManyReaders;
+    } else if (!ordered_ && cell.reader != base_) {
+      cell.reader = cell.reader < base_ || cell.reader == block_ ? block_ : base_;
       cell.read_at = saturated(at_);
       cell.read_release = release_;
     }
   }
 
   void finish() {
-    if (ordered_) order_.releases[block_ - 1].push_back(++order_.clock);
+    if (ordered_) releases(block_).push_back(++order_.clock);
     if (lanes_ == 0) return;
     FindingRecord* const found = record(warp_, at_, FindingKind::global_race, lanes_);
     if (found == nullptr) return;
     if (other_at_ != kFarInstruction) found->other = other_at_;
     const std::string who =
-        other_block_ == kManyReaders ? std::string("several blocks") : dsv2::concat("block number ", other_block_ - 1);
+        other_block_ == base_ ? std::string("several blocks") : dsv2::concat("block number ", other_block_ - base_ - 1);
     found->message =
         dsv2::concat(writes_ ? "write" : "read", " of global memory that ", who, " of the launch also touched");
   }
 
  private:
+  std::vector<std::uint64_t>& releases(std::uint32_t block) { return order_.releases[block - base_ - 1]; }
+  std::uint64_t& acquired() { return order_.acquired[block_ - base_ - 1]; }
+
   /// Whether `other` released what it did after `release` releases, before this block's last acquisition.
-  bool is_ordered(std::uint32_t other, std::uint32_t release) const {
-    const auto& times = order_.releases[other - 1];
-    return release < times.size() && times[release] < order_.acquired[block_ - 1];
+  bool is_ordered(std::uint32_t other, std::uint32_t release) {
+    const auto& times = releases(other);
+    return release < times.size() && times[release] < acquired();
   }
-  bool readers_ordered(const GlobalCell& cell) const {
+  bool readers_ordered(const GlobalCell& cell) {
     // Several readers: each would have to be asked; a block that has synchronised with others is believed.
-    if (cell.reader == kManyReaders) return order_.acquired[block_ - 1] != 0;
+    if (cell.reader == base_) return acquired() != 0;
     return is_ordered(cell.reader, cell.read_release);
   }
 
@@ -288,6 +356,7 @@ class GlobalRace {
   Warp& warp_;
   GlobalOrder& order_;
   std::uint32_t at_;
+  std::uint32_t base_;
   std::uint32_t block_;
   bool writes_;
   bool ordered_;

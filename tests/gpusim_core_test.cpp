@@ -192,6 +192,12 @@ TEST(GpusimAlu, DirectedRounding) {
     check_f32("add." + name + ".f32", with([](const volatile float& a, const volatile float& b) { return a + b; }));
     check_f32("mul." + name + ".f32", with([](const volatile float& a, const volatile float& b) { return a * b; }));
     check_f32("div." + name + ".f32", with([](const volatile float& a, const volatile float& b) { return a / b; }));
+    check({"fma." + name + ".f32 d, a, b, c;", 4, 4, 4, 4, kF32, kF32, kF32, [m = mode](Bits a, Bits b, Bits c) {
+             const volatile float x = as_float(a);
+             const volatile float y = as_float(b);
+             const volatile float z = as_float(c);
+             return bits_of(rounded(m, [&] { return std::fmaf(x, y, z); }));
+           }});
   }
 }
 
