@@ -21,7 +21,7 @@ __global__ void triangle(float* out, const float* a, const float* b, int matrice
 }
 
 int main() {
-  const int matrices = 3, size = 128, count = matrices * size * size;
+  const int matrices = 3, size = 256, count = matrices * size * size;
   std::vector<float> a(count), b(count), out(count);
   for (int i = 0; i < count; ++i) {
     a[i] = std::sin(static_cast<float>(i));
@@ -34,7 +34,7 @@ int main() {
   SUCCEED(cudaMemcpy(device_a, a.data(), count * sizeof(float), cudaMemcpyHostToDevice));
   SUCCEED(cudaMemcpy(device_b, b.data(), count * sizeof(float), cudaMemcpyHostToDevice));
   SUCCEED(cudaMemset(device_out, 0, count * sizeof(float)));
-  triangle<<<2, 64>>>(device_out, device_a, device_b, matrices, size);
+  triangle<<<4, 64>>>(device_out, device_a, device_b, matrices, size);
   SUCCEED(cudaMemcpy(out.data(), device_out, count * sizeof(float), cudaMemcpyDeviceToHost));
   int wrong = 0;
   for (int m = 0; m < matrices; ++m) {
