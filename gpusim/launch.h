@@ -37,6 +37,7 @@ struct Settings {
   int threads = 0;                       ///< host cores, 0: all. Results and counts do not depend on it
   std::uint64_t instruction_budget = 0;  ///< warp instructions a launch may run, 0: unlimited
   std::string isa;                       ///< "avx2", "avx512", "portable"; empty: the best that the CPU has
+  bool touched = false;                  ///< fill LaunchResult::loaded, stored and atomics
 };
 
 /// A variable of a module in global or constant memory (`__device__`, `__constant__`, `__managed__`).
@@ -89,15 +90,25 @@ struct LineCounts {
   Counts counts;
 };
 
+/// Bytes of device memory.
+struct MemoryRange {
+  std::uint64_t address = 0;
+  std::uint64_t bytes = 0;
+  bool operator==(const MemoryRange&) const = default;
+};
+
 /// How a launch ended, as the CUDA runtime would say it at the next synchronisation.
 enum class LaunchStatus : std::uint8_t { ok, illegal_address, misaligned_address, illegal_instruction, trap, time_out };
 
 struct LaunchResult {
   LaunchStatus status = LaunchStatus::ok;
   std::vector<Finding> findings;
-  Counts counts;                  ///< zeros unless Settings::counts
-  std::vector<LineCounts> lines;  ///< empty unless Settings::counts
-  double seconds = 0;             ///< of simulation
+  Counts counts;                     ///< zeros unless Settings::counts
+  std::vector<LineCounts> lines;     ///< empty unless Settings::counts
+  std::vector<MemoryRange> loaded;   ///< bytes of global memory that were read, merged, by address
+  std::vector<MemoryRange> stored;   ///< the same, written
+  std::vector<MemoryRange> atomics;  ///< the same, accessed atomically
+  double seconds = 0;                ///< of simulation
 };
 
 /// Runs a kernel to its end. `config` was checked against the device model by the caller. Blocks run in parallel on

@@ -182,6 +182,8 @@ struct Launch {
   std::atomic<std::uint64_t> executed{0};
   std::atomic<bool> stop{false};
   std::uint64_t* sector_bits[2] = {nullptr, nullptr};  ///< a bit for each sector of the arena: loaded, stored
+  std::uint64_t* byte_bits[3] = {};                    ///< of each byte, by Access, where Settings::touched
+  std::uint64_t* page_bits[3] = {};                    ///< pages of kTouchedPage bytes in which a byte's bit is set
   GlobalCell* global_cells = nullptr;                  ///< of each 4 bytes of the arena
   GlobalOrder* order = nullptr;
   std::uint64_t workspace = 0;  ///< of a cooperative launch: what its blocks count arrivals in
@@ -196,6 +198,7 @@ struct Machine {
   Checks checks;
   bool observes = false;  ///< some check looks at memory
   bool counted = false;
+  bool touched = false;  ///< bytes are marked that a launch touches
   bool parallel = false;
   LaunchStatus status = LaunchStatus::ok;
   bool stop = false;
@@ -212,6 +215,9 @@ struct Machine {
     return static_cast<std::uint32_t>(&instruction - code);
   }
 };
+
+/// Bytes for which Launch::page_bits has one bit.
+inline constexpr std::uint64_t kTouchedPage = 4096;
 
 /// What an access does.
 enum class Access : std::uint8_t { read, write, atomic };

@@ -147,6 +147,12 @@ class SparseTable {
 constexpr std::size_t kKeptBlocks = 16;
 /// Of cooperative_groups: its size and the count of arrivals.
 constexpr std::size_t kWorkspaceBytes = 8;
+
+/// A bit for each `unit` bytes of the arena.
+SparseTable<std::uint64_t> table_of_bits(bool wanted, std::uint64_t unit) {
+  return SparseTable<std::uint64_t>(wanted ? DeviceMemory::kArenaBytes / unit / 64 : 0);
+}
+
 constexpr std::size_t kSectors = DeviceMemory::kArenaBytes / 32;
 
 /// Cells of global memory for the race check, kept from launch to launch: fresh pages cost more than the check.
@@ -186,6 +192,10 @@ class LaunchRun {
             const DeviceModel& device, const Settings& settings)
       : loads_(settings.counts ? kSectors / 64 : 0),
         stores_(settings.counts ? kSectors / 64 : 0),
+        bytes_{table_of_bits(settings.touched, 1), table_of_bits(settings.touched, 1),
+               table_of_bits(settings.touched, 1)},
+        pages_{table_of_bits(settings.touched, kTouchedPage), table_of_bits(settings.touched, kTouchedPage),
+               table_of_bits(settings.touched, kTouchedPage)},
         start_(std::chrono::steady_clock::now()) {
     launch_.bound = &module.bound(kernel, settings.isa, is_instrumented(settings));
     launch_.module = &module.tree();
@@ -197,6 +207,10 @@ class LaunchRun {
     launch_.settings = settings;
     launch_.sector_bits[0] = loads_.data();
     launch_.sector_bits[1] = stores_.data();
+    for (int kind = 0; kind < 3; ++kind) {
+      launch_.byte_bits[kind] = bytes_[kind].data();
+      launch_.page_bits[kind] = pages_[kind].data();
+    }
     launch_.order = &order_;
     if (settings.checks.global_races) {
       races_ = RaceTables::take(config.grid.count());
@@ -239,7 +253,8 @@ class LaunchRun {
 
   static bool is_instrumented(const Settings& settings) {
     const Checks& checks = settings.checks;
-    return settings.counts || checks.any_global() || checks.shared_races || checks.global_races || checks.async_copies;
+    return settings.counts || settings.touched || checks.any_global() || checks.shared_races || checks.global_races ||
+           checks.async_copies;
   }
 
   void set_parameters(std::span<const std::byte> parameters) {
@@ -283,6 +298,7 @@ class LaunchRun {
     machine.arena_base = launch_.memory->base();
     machine.checks = launch_.settings.checks;
     machine.counted = launch_.settings.counts;
+    machine.touched = launch_.settings.touched;
     machine.observes = is_instrumented(launch_.settings);
     machine.parallel = launch_.parallel;
     if (!machine.counted) return;
@@ -340,6 +356,11 @@ class LaunchRun {
     }
     collect_findings(result);
     if (launch_.settings.counts) collect_counts(result);
+    if (launch_.settings.touched) {
+      result.loaded = touched_ranges(0);
+      result.stored = touched_ranges(1);
+      result.atomics = touched_ranges(2);
+    }
     result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
     return result;
   }
@@ -461,6 +482,37 @@ class LaunchRun {
     result.counts.distinct_store_sectors = count_sectors(1);
   }
 
+  /// The bytes whose bits are set, as ranges.
+  std::vector<MemoryRange> touched_ranges(int kind) const {
+    const std::uint64_t base = launch_.memory->base();
+    const std::uint64_t pages = (launch_.memory->end_of_use() - base) / kTouchedPage + 1;
+    std::vector<MemoryRange> out;
+    for (std::uint64_t page = 0; page < pages; ++page) {
+      if (page % 64 == 0 && launch_.page_bits[kind][page / 64] == 0) {
+        page += 63;
+        continue;
+      }
+      if ((launch_.page_bits[kind][page / 64] >> (page % 64) & 1) == 0) continue;
+      for (std::uint64_t word = page * kTouchedPage / 64; word < (page + 1) * kTouchedPage / 64; ++word)
+        append_runs(launch_.byte_bits[kind][word], base + word * 64, out);
+    }
+    return out;
+  }
+
+  /// The runs of set bits in a word, the first of them continuing the last range where it ends there.
+  static void append_runs(std::uint64_t bits, std::uint64_t address, std::vector<MemoryRange>& out) {
+    for (std::uint64_t at = 0; at < 64 && bits >> at != 0;) {
+      at += static_cast<std::uint64_t>(std::countr_zero(bits >> at));
+      const auto run = static_cast<std::uint64_t>(std::countr_one(bits >> at));
+      if (!out.empty() && out.back().address + out.back().bytes == address + at) {
+        out.back().bytes += run;
+      } else {
+        out.push_back({address + at, run});
+      }
+      at += run;
+    }
+  }
+
   /// Bits set below the arena's end of use.
   std::uint64_t count_sectors(int kind) const {
     const std::uint64_t used = (launch_.memory->end_of_use() - launch_.memory->base()) / 32 / 64 + 1;
@@ -474,6 +526,8 @@ class LaunchRun {
   GlobalOrder order_;
   SparseTable<std::uint64_t> loads_;
   SparseTable<std::uint64_t> stores_;
+  SparseTable<std::uint64_t> bytes_[3];
+  SparseTable<std::uint64_t> pages_[3];
   std::unique_ptr<RaceTable> races_;
   std::vector<Machine> machines_;
   std::chrono::steady_clock::time_point start_;

@@ -149,10 +149,10 @@ std::uint64_t* distinct(std::uint64_t* begin, std::uint64_t* end) {
   return std::unique(begin, end);
 }
 
-void mark_sectors(std::uint64_t* bits, std::uint64_t first, std::uint64_t last, bool parallel) {
-  for (std::uint64_t sector = first; sector <= last; ++sector) {
-    std::uint64_t& word = bits[sector / 64];
-    const std::uint64_t bit = std::uint64_t{1} << (sector % 64);
+void mark_bits(std::uint64_t* bits, std::uint64_t first, std::uint64_t last, bool parallel) {
+  for (std::uint64_t at = first; at <= last; ++at) {
+    std::uint64_t& word = bits[at / 64];
+    const std::uint64_t bit = std::uint64_t{1} << (at % 64);
     if ((__atomic_load_n(&word, __ATOMIC_RELAXED) & bit) != 0) continue;
     if (parallel) {
       __atomic_fetch_or(&word, bit, __ATOMIC_RELAXED);
@@ -160,6 +160,40 @@ void mark_sectors(std::uint64_t* bits, std::uint64_t first, std::uint64_t last, 
       word |= bit;
     }
   }
+}
+
+/// Sets the bits of [first, first + bytes), and of its pages.
+void mark_touched(Launch& launch, int kind, std::uint64_t first, std::uint64_t bytes, bool parallel) {
+  const std::uint64_t end = first + bytes;
+  mark_bits(launch.page_bits[kind], first / kTouchedPage, (end - 1) / kTouchedPage, parallel);
+  for (std::uint64_t at = first; at < end;) {
+    const std::uint64_t count = std::min(end - at, 64 - at % 64);
+    const std::uint64_t mask = (count == 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << count) - 1) << (at % 64);
+    std::uint64_t& word = launch.byte_bits[kind][at / 64];
+    if ((__atomic_load_n(&word, __ATOMIC_RELAXED) & mask) != mask) {
+      if (parallel) {
+        __atomic_fetch_or(&word, mask, __ATOMIC_RELAXED);
+      } else {
+        word |= mask;
+      }
+    }
+    at += count;
+  }
+}
+
+/// The bytes, for who wants to know what a launch touched.
+void touch_global(Warp& warp, const Addresses& addresses, int bytes, Access access) {
+  const Machine& machine = *warp.machine;
+  const int kind = static_cast<int>(access);
+  const auto width = static_cast<std::uint64_t>(bytes);
+  if (addresses.pattern != Pattern::scattered) {
+    const std::uint64_t span = addresses.pattern == Pattern::unit ? width * kWarpLanes : width;
+    mark_touched(*machine.launch, kind, addresses.at[0] - machine.arena_base, span, machine.parallel);
+    return;
+  }
+  for_lanes(addresses.mask, [&](int lane) {
+    mark_touched(*machine.launch, kind, addresses.at[lane] - machine.arena_base, width, machine.parallel);
+  });
 }
 
 void count_global(Warp& warp, std::uint32_t at, const Addresses& addresses, int bytes, Access access) {
@@ -179,7 +213,7 @@ void count_global(Warp& warp, std::uint32_t at, const Addresses& addresses, int 
     const std::uint64_t last = (addresses.at[0] + span - 1 - machine.arena_base) / kSectorBytes;
     counts.global_sectors += last - first + 1;
     counts.global_ideal += (span + kSectorBytes - 1) / kSectorBytes;
-    mark_sectors(bits, first, last, machine.parallel);
+    mark_bits(bits, first, last, machine.parallel);
     return;
   }
   std::uint64_t offsets[kWarpLanes];
@@ -194,7 +228,7 @@ void count_global(Warp& warp, std::uint32_t at, const Addresses& addresses, int 
     if (sector == previous) continue;
     previous = sector;
     ++counts.global_sectors;
-    mark_sectors(bits, sector, sector, machine.parallel);
+    mark_bits(bits, sector, sector, machine.parallel);
   }
 }
 
@@ -402,6 +436,7 @@ void observe_global(Warp& warp, const Instruction& in, Addresses& addresses, int
   }
   if (machine.checks.global_races) check_global_race(warp, in, addresses, bytes, access);
   if (machine.counted) count_global(warp, at, addresses, bytes, access);
+  if (machine.touched) touch_global(warp, addresses, bytes, access);
 }
 
 void observe_shared(Warp& warp, const Instruction& in, Addresses& offsets, int bytes, Access access) {

@@ -1,7 +1,9 @@
 // Register allocation: liveness over the flow graph, then a linear scan over intervals.
 #include <algorithm>
 #include <cstdint>
+#include <map>
 #include <numeric>
+#include <set>
 
 #include "gpusim/program.h"
 
@@ -131,26 +133,27 @@ std::vector<Interval> find_intervals(const std::vector<Block>& blocks, const std
   return intervals;
 }
 
-/// Units in use; the lowest run that is free is taken first, so that a warp's registers stay within few cache lines.
+/// Units that are free again, by how many they are together; the lowest are taken first, so that a warp's registers
+/// stay within few cache lines. Registers of different widths never share units: lane i of a 64-bit register lies where
+/// lanes 2i and 2i + 1 of a 32-bit one would, and lanes that have diverged may hold the one while others write the
+/// other.
 class Units {
  public:
   int take(int count) {
-    int run = 0;
-    for (std::size_t i = 0;; ++i) {
-      if (i == taken_.size()) taken_.push_back(false);
-      run = taken_[i] ? 0 : run + 1;
-      if (run < count) continue;
-      const int first = static_cast<int>(i) - count + 1;
-      set(first, count, true);
+    std::set<int>& free = free_[count];
+    if (free.empty()) {
+      const int first = size_;
+      size_ += count;
       return first;
     }
+    return free.extract(free.begin()).value();
   }
-  void release(int first, int count) { set(first, count, false); }
-  int size() const { return static_cast<int>(taken_.size()); }
+  void release(int first, int count) { free_[count].insert(first); }
+  int size() const { return size_; }
 
  private:
-  void set(int first, int count, bool value) { std::fill_n(taken_.begin() + first, count, value); }
-  std::vector<bool> taken_;
+  std::map<int, std::set<int>> free_;
+  int size_ = 0;
 };
 
 }  // namespace
