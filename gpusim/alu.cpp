@@ -617,7 +617,9 @@ struct DirectedFma {
     if constexpr (kRounding != Rounding::down) return result;
     // Terms of opposite signs that cancel leave -0 where down is the direction.
     const std::uint32_t opposite = (bits_of(a) ^ bits_of(b) ^ bits_of(c)) & 0x80000000u;
-    return result == 0 && error == 0 ? float_of(bits_of(result) | opposite) : result;
+    const std::uint32_t is_zero = (bits_of(result) & 0x7fffffffu) == 0 ? 0xffffffffu : 0u;
+    const std::uint32_t is_exact = sign == 0 ? 0xffffffffu : 0u;
+    return float_of(bits_of(result) | (opposite & is_zero & is_exact));
   }
 };
 template <Rounding kRounding>
