@@ -613,13 +613,11 @@ struct DirectedFma {
     // Only its sign matters: no error of this sum is below 2^-298, so that it does not vanish in a float.
     const auto sign = static_cast<float>(error * 0x1p200);
     const float finite = (a - a) * (b - b) * (c - c);  // NaN where an operand is not
-    const float result = directed_bits<kRounding>(value, sign, finite == 0);
-    if constexpr (kRounding != Rounding::down) return result;
-    // Terms of opposite signs that cancel leave -0 where down is the direction.
-    const std::uint32_t opposite = (bits_of(a) ^ bits_of(b) ^ bits_of(c)) & 0x80000000u;
-    const std::uint32_t is_zero = (bits_of(result) & 0x7fffffffu) == 0 ? 0xffffffffu : 0u;
-    const std::uint32_t is_exact = sign == 0 ? 0xffffffffu : 0u;
-    return float_of(bits_of(result) | (opposite & is_zero & is_exact));
+    // Terms of opposite signs that cancel leave -0 where down is the direction: the sum that rounds is that zero.
+    const std::uint32_t opposite = bits_of(a) ^ bits_of(b) ^ bits_of(c);
+    const std::uint32_t magnitude = (bits_of(value) | bits_of(sign)) & 0x7fffffffu;
+    const std::uint32_t cancelled = kRounding == Rounding::down && magnitude == 0 ? opposite & 0x80000000u : 0u;
+    return float_of(bits_of(directed_bits<kRounding>(value, sign, finite == 0)) | cancelled);
   }
 };
 template <Rounding kRounding>
