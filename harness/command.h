@@ -32,5 +32,6 @@ void add_quality(CLI::App& app, ExitCode& code);
 void add_quantize(CLI::App& app, ExitCode& code);
 void add_selftest(CLI::App& app, ExitCode& code);
 void add_report(CLI::App& app, ExitCode& code);
+void add_sim(CLI::App& app, ExitCode& code);
 
 }  // namespace dsv2::harness

@@ -30,6 +30,7 @@ int main(int argc, char** argv) {
   dsv2::harness::add_dump(app, code);
   dsv2::harness::add_backends(app, code);
   dsv2::harness::add_selftest(app, code);
+  dsv2::harness::add_sim(app, code);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {

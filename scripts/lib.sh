@@ -17,6 +17,15 @@ job_count() {
   echo $((cpus < memory ? cpus : memory))
 }
 
+# The path of the system's nvcc; fails where there is none.
+system_nvcc() {
+  local nvcc
+  for nvcc in "$(command -v nvcc || true)" "${CUDA_HOME:-}/bin/nvcc" "${CUDA_PATH:-}/bin/nvcc" /usr/local/cuda/bin/nvcc; do
+    [[ ! -x $nvcc ]] || { echo "$nvcc" && return; }
+  done
+  return 1
+}
+
 # configure PRESET: build/PRESET, quietly unless something goes wrong. DSV2_CMAKE_ARGS holds further options for CMake.
 configure() {
   local preset=$1 log=$root/build/$1.log

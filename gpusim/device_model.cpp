@@ -1,0 +1,122 @@
+#include "gpusim/device_model.h"
+
+#include <array>
+#include <string>
+
+#include "model/error.h"
+
+namespace gpusim {
+namespace {
+
+constexpr std::size_t kKib = 1024, kMib = 1024 * kKib, kGib = 1024 * kMib;
+
+// Threads, blocks, registers and shared memory: CUDA C++ Programming Guide 13.0, "Technical Specifications per Compute
+// Capability" (columns 8.0, 8.9, 9.0, 12.0). Of shared memory 1 KiB a block is the system's, so that a block may ask
+// for 1 KiB less than a multiprocessor has.
+constexpr std::array kModels = {
+    // NVIDIA A100 Tensor Core GPU Architecture whitepaper, tables 1 and 4; A100 80GB datasheet (bandwidth, SXM).
+    DeviceModel{.name = "a100",
+                .marketing = "NVIDIA A100-SXM4-80GB",
+                .capability = 80,
+                .ptx_capability = 80,
+                .multiprocessors = 108,
+                .memory_bytes = 80 * kGib,
+                .bandwidth_gb_s = 2039,
+                .l2_bytes = 40 * kMib,
+                .clock_khz = 1'410'000,
+                .shared_per_block_optin = 163 * kKib,
+                .shared_per_multiprocessor = 164 * kKib,
+                .threads_per_multiprocessor = 2048,
+                .blocks_per_multiprocessor = 32,
+                .dense_bf16_tflop_s = 312,
+                .dense_tf32_tflop_s = 156,
+                .dense_int8_top_s = 624,
+                .f32_tflop_s = 19.5},
+    // NVIDIA H100 Tensor Core GPU Architecture whitepaper v1.04, tables 1 to 3 (SXM5; dense figures); H100 datasheet.
+    DeviceModel{.name = "h100",
+                .marketing = "NVIDIA H100 80GB HBM3",
+                .capability = 90,
+                .ptx_capability = 90,
+                .multiprocessors = 132,
+                .memory_bytes = 80 * kGib,
+                .bandwidth_gb_s = 3350,
+                .l2_bytes = 50 * kMib,
+                .clock_khz = 1'980'000,
+                .shared_per_block_optin = 227 * kKib,
+                .shared_per_multiprocessor = 228 * kKib,
+                .threads_per_multiprocessor = 2048,
+                .blocks_per_multiprocessor = 32,
+                .dense_bf16_tflop_s = 989.4,
+                .dense_tf32_tflop_s = 494.7,
+                .dense_int8_top_s = 1978.9,
+                .f32_tflop_s = 66.9},
+    // NVIDIA H200 datasheet (SXM): the H100's chip, 141 GB at 4.8 TB/s.
+    DeviceModel{.name = "h200",
+                .marketing = "NVIDIA H200",
+                .capability = 90,
+                .ptx_capability = 90,
+                .multiprocessors = 132,
+                .memory_bytes = 141'000'000'000,
+                .bandwidth_gb_s = 4800,
+                .l2_bytes = 50 * kMib,
+                .clock_khz = 1'980'000,
+                .shared_per_block_optin = 227 * kKib,
+                .shared_per_multiprocessor = 228 * kKib,
+                .threads_per_multiprocessor = 2048,
+                .blocks_per_multiprocessor = 32,
+                .dense_bf16_tflop_s = 989.4,
+                .dense_tf32_tflop_s = 494.7,
+                .dense_int8_top_s = 1978.9,
+                .f32_tflop_s = 66.9},
+    // NVIDIA Ada GPU Architecture whitepaper v2.1, appendix A (RTX 4090; dense, f32 accumulation).
+    DeviceModel{.name = "rtx4090",
+                .marketing = "NVIDIA GeForce RTX 4090",
+                .capability = 89,
+                .ptx_capability = 80,
+                .multiprocessors = 128,
+                .memory_bytes = 24 * kGib,
+                .bandwidth_gb_s = 1008,
+                .l2_bytes = 72 * kMib,
+                .clock_khz = 2'520'000,
+                .shared_per_block_optin = 99 * kKib,
+                .shared_per_multiprocessor = 100 * kKib,
+                .threads_per_multiprocessor = 1536,
+                .blocks_per_multiprocessor = 24,
+                .dense_bf16_tflop_s = 165.2,
+                .dense_tf32_tflop_s = 82.6,
+                .dense_int8_top_s = 660.6,
+                .f32_tflop_s = 82.6},
+    // NVIDIA RTX Blackwell GPU Architecture whitepaper v1.1, appendix A (RTX 5090; dense, f32 accumulation).
+    DeviceModel{.name = "rtx5090",
+                .marketing = "NVIDIA GeForce RTX 5090",
+                .capability = 120,
+                .ptx_capability = 90,
+                .multiprocessors = 170,
+                .memory_bytes = 32 * kGib,
+                .bandwidth_gb_s = 1792,
+                .l2_bytes = 96 * kMib,
+                .clock_khz = 2'407'000,
+                .shared_per_block_optin = 99 * kKib,
+                .shared_per_multiprocessor = 100 * kKib,
+                .threads_per_multiprocessor = 1536,
+                .blocks_per_multiprocessor = 24,
+                .dense_bf16_tflop_s = 209.5,
+                .dense_tf32_tflop_s = 104.8,
+                .dense_int8_top_s = 838,
+                .f32_tflop_s = 104.8},
+};
+
+}  // namespace
+
+std::span<const DeviceModel> device_models() { return kModels; }
+
+const DeviceModel& device_model(std::string_view name) {
+  std::string names;
+  for (const DeviceModel& model : kModels) {
+    if (model.name == name) return model;
+    names.append(names.empty() ? "" : ", ").append(model.name);
+  }
+  dsv2::fail("device model: expected one of ", names, ", found \"", name, "\"");
+}
+
+}  // namespace gpusim

@@ -1,0 +1,1631 @@
+// From the syntax tree to a Program: calls inlined, operands placed, what an instruction is worth noted.
+#include <cxxabi.h>
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <deque>
+#include <optional>
+#include <set>
+#include <span>
+#include <unordered_map>
+#include <utility>
+
+#include "gpusim/binding.h"
+#include "gpusim/program.h"
+#include "model/error.h"
+
+namespace gpusim {
+namespace {
+
+using ptx::Operand;
+using ptx::Space;
+using Kind = ptx::Operand::Kind;
+
+/// What is not modelled, thrown within the lowering of one instruction and kept with it.
+struct Refusal {
+  std::string why;
+};
+
+template <class... Parts>
+[[noreturn]] void refuse(const Parts&... parts) {
+  throw Refusal{dsv2::concat(parts...)};
+}
+
+std::uint64_t align_up(std::uint64_t value, std::uint64_t alignment) {
+  return (value + alignment - 1) / alignment * alignment;
+}
+
+std::string demangle(const std::string& name) {
+  int status = 0;
+  char* text = abi::__cxa_demangle(name.c_str(), nullptr, nullptr, &status);
+  std::string result = status == 0 ? text : name;
+  std::free(text);
+  return result;
+}
+
+/// A register's bytes a lane for a value of `type`; narrow values take 4, predicates 0.
+int lane_bytes(std::string_view type) {
+  const int bytes = ptx::type_bytes(type);
+  if (bytes < 0) refuse("unknown type .", type);
+  return bytes == 0 ? 0 : std::max(4, bytes);
+}
+
+/// Operands of arithmetic that are not all of the instruction's type, the result first:
+/// t: the type, w: twice as wide, u: 32 bits, p: predicate, i: a number for `immediate`.
+constexpr std::pair<std::string_view, std::string_view> kOperandShapes[] = {
+    {"shl", "ttu"},       {"shr", "ttu"},   {"bfe", "ttuu"},  {"bfi", "tttuu"}, {"mul.wide", "wtt"},
+    {"mad.wide", "wttw"}, {"selp", "tttp"}, {"popc", "ut"},   {"clz", "ut"},    {"bfind", "ut"},
+    {"lop3", "ttttii"},   {"testp", "pt"},  {"dp4a", "uuuu"}, {"dp2a", "uuuu"}, {"sad", "tttt"},
+    {"shf", "tttu"},      {"prmt", "tttt"}, {"fns", "uuuu"},  {"bmsk", "tuu"},  {"szext", "ttu"},
+};
+
+/// FLOPs a lane of floating-point arithmetic; min, max, neg, abs and comparisons are none, as profilers have it.
+constexpr std::pair<std::string_view, int> kFlops[] = {
+    {"add", 1},   {"sub", 1},  {"mul", 1}, {"fma", 2}, {"mad", 2}, {"div", 1}, {"rcp", 1},
+    {"rsqrt", 1}, {"sqrt", 1}, {"ex2", 1}, {"lg2", 1}, {"sin", 1}, {"cos", 1}, {"tanh", 1},
+};
+
+constexpr std::string_view kSpecialFunctions[] = {"div", "rcp", "rsqrt", "sqrt", "ex2", "lg2", "sin", "cos", "tanh"};
+
+/// Modifiers that change nothing here: approximations are computed at least as precisely as asked for.
+constexpr std::string_view kIgnoredModifiers[] = {"rn", "approx", "full", "uni"};
+
+constexpr std::pair<std::string_view, Special> kSpecialNames[] = {
+    {"%tid.x", Special::tid_x},
+    {"%tid.y", Special::tid_y},
+    {"%tid.z", Special::tid_z},
+    {"%ntid.x", Special::ntid_x},
+    {"%ntid.y", Special::ntid_y},
+    {"%ntid.z", Special::ntid_z},
+    {"%ctaid.x", Special::ctaid_x},
+    {"%ctaid.y", Special::ctaid_y},
+    {"%ctaid.z", Special::ctaid_z},
+    {"%nctaid.x", Special::nctaid_x},
+    {"%nctaid.y", Special::nctaid_y},
+    {"%nctaid.z", Special::nctaid_z},
+    {"%laneid", Special::laneid},
+    {"%warpid", Special::warpid},
+    {"%nwarpid", Special::nwarpid},
+    {"%smid", Special::smid},
+    {"%nsmid", Special::nsmid},
+    {"%gridid", Special::gridid},
+    {"%lanemask_eq", Special::lanemask_eq},
+    {"%lanemask_le", Special::lanemask_le},
+    {"%lanemask_lt", Special::lanemask_lt},
+    {"%lanemask_ge", Special::lanemask_ge},
+    {"%lanemask_gt", Special::lanemask_gt},
+    {"%dynamic_smem_size", Special::dynamic_smem_size},
+    {"%total_smem_size", Special::total_smem_size},
+    {"%clusterid.x", Special::clusterid_x},
+    {"%clusterid.y", Special::clusterid_y},
+    {"%clusterid.z", Special::clusterid_z},
+    {"%nclusterid.x", Special::nclusterid_x},
+    {"%nclusterid.y", Special::nclusterid_y},
+    {"%nclusterid.z", Special::nclusterid_z},
+    {"%cluster_ctaid.x", Special::cluster_ctaid_x},
+    {"%cluster_ctaid.y", Special::cluster_ctaid_y},
+    {"%cluster_ctaid.z", Special::cluster_ctaid_z},
+    {"%cluster_nctaid.x", Special::cluster_nctaid_x},
+    {"%cluster_nctaid.y", Special::cluster_nctaid_y},
+    {"%cluster_nctaid.z", Special::cluster_nctaid_z},
+    {"%cluster_ctarank", Special::cluster_ctarank},
+    {"%cluster_nctarank", Special::cluster_nctarank},
+    {"%is_explicit_cluster", Special::is_explicit_cluster},
+    {"%envreg0", Special::envreg0},
+    {"%envreg1", Special::envreg1},
+    {"%envreg2", Special::envreg2},
+};
+
+bool is_float_type(std::string_view type) {
+  constexpr std::string_view kFloats[] = {"f32", "f64", "f16", "bf16", "f16x2", "bf16x2"};
+  return std::find(std::begin(kFloats), std::end(kFloats), type) != std::end(kFloats);
+}
+
+InstructionClass arithmetic_class(std::string_view head, std::string_view type) {
+  if (head == "cvt") return InstructionClass::convert;
+  if (head == "mov" || head == "cvta" || head == "selp" || head == "slct") return InstructionClass::move;
+  if (!is_float_type(type)) return InstructionClass::integer;
+  if (std::find(std::begin(kSpecialFunctions), std::end(kSpecialFunctions), head) != std::end(kSpecialFunctions)) {
+    return InstructionClass::special;
+  }
+  if (type == "f32") return InstructionClass::f32;
+  return type == "f64" ? InstructionClass::f64 : InstructionClass::f16;
+}
+
+FlopType flop_type(std::string_view type) {
+  if (type == "f64") return FlopType::f64;
+  if (type == "f16" || type == "f16x2") return FlopType::f16;
+  if (type == "bf16" || type == "bf16x2") return FlopType::bf16;
+  return FlopType::f32;
+}
+
+class Lowering {
+ public:
+  Lowering(const ptx::Module& module, const ptx::Function& kernel, const SymbolTable& symbols)
+      : module_(module), symbols_(symbols), program_(std::make_unique<Program>()), kernel_(kernel) {}
+
+  std::unique_ptr<Program> run() {
+    describe_kernel();
+    collect_address_taken();
+    lower_function(kernel_, nullptr);
+    if (program_->code.empty() || falls_through(program_->code.size() - 1)) emit_exit();
+    finish_shared();
+    allocate();
+    refuse_unknown(*program_);
+    find_lines();
+    report_refusals();
+    program_->local_bytes = align_up(local_bytes_, 16);
+    program_->info.local_bytes = program_->local_bytes;
+    return std::move(program_);
+  }
+
+ private:
+  /// One inlined instance of a function.
+  struct Frame {
+    const ptx::Function* function = nullptr;
+    Frame* caller = nullptr;
+    int first_register = 0;                                ///< its registers' numbers follow on
+    std::vector<std::uint64_t> variables = {};             ///< addresses within their spaces
+    std::vector<int> starts = {};                          ///< index in the code of each PTX instruction
+    std::vector<std::pair<int, int>> jumps = {};           ///< instruction, PTX target
+    std::vector<int> returns = {};                         ///< instructions that go to the end
+    std::vector<std::optional<std::uint64_t>> known = {};  ///< registers that only ever hold one number
+    std::uint64_t local_top = 0;
+    int carry = -1;  ///< predicate register of the condition code
+  };
+
+  struct Address {
+    Space space = Space::generic;
+    std::uint64_t value = 0;
+    bool dynamic_shared = false;
+  };
+
+  // ---- the kernel as a whole
+  /// Whether control can go on to the instruction after `index`.
+  bool falls_through(std::size_t index) const {
+    constexpr std::string_view kLeaving[] = {"bra", "brx", "exit", "trap", "unsupported", "bad_call"};
+    const std::string& key = program_->facts[index].key;
+    return program_->code[index].guard >= 0 ||
+           std::find(std::begin(kLeaving), std::end(kLeaving), key) == std::end(kLeaving);
+  }
+
+  void describe_kernel() {
+    KernelInfo& info = program_->info;
+    info.name = kernel_.name;
+    program_->readable = demangle(kernel_.name);
+    std::size_t offset = 0;
+    for (const int index : kernel_.parameters) {
+      const ptx::Variable& parameter = kernel_.variables[static_cast<std::size_t>(index)];
+      offset = align_up(offset, parameter.alignment);
+      info.parameter_offsets.push_back(offset);
+      info.parameter_sizes.push_back(parameter.bytes);
+      offset += parameter.bytes;
+    }
+    info.parameter_bytes = offset;
+    if (kernel_.max_threads > 0) info.max_threads = kernel_.max_threads;
+    info.cluster = {kernel_.cluster[0], kernel_.cluster[1], kernel_.cluster[2]};
+  }
+
+  /// Functions that an indirect call can reach.
+  void collect_address_taken() {
+    for (const auto& [name, variable] : module_.variables) {
+      for (const ptx::Relocation& relocation : variable.relocations) note_function(relocation.symbol);
+    }
+    for (const auto& function : module_.functions) {
+      for (const ptx::Instruction& instruction : function->code) {
+        if (instruction.opcode[0] == "mov" && instruction.operands.size() == 2)
+          note_function(instruction.operands[1].name);
+      }
+    }
+  }
+
+  void note_function(const std::string& name) {
+    const auto found = module_.function_index.find(name);
+    if (found != module_.function_index.end()) address_taken_.insert(found->second);
+  }
+
+  void emit_exit() {
+    const int index = begin("exit", Flow::control);
+    program_->facts[static_cast<std::size_t>(index)].synthetic = true;
+  }
+
+  void report_refusals() {
+    for (const InstructionFacts& facts : program_->facts) {
+      if (facts.refusal.empty()) continue;
+      program_->info.unsupported.push_back(place_text(facts) + facts.refusal + " [" + std::string(facts.text) + "]");
+    }
+  }
+
+  std::string place_text(const InstructionFacts& facts) const {
+    if (facts.place < 0) return dsv2::concat("PTX line ", facts.ptx_line, ": ");
+    const ptx::Place& place = module_.places[static_cast<std::size_t>(facts.place)];
+    const auto file = module_.files.find(place.file);
+    return dsv2::concat(file == module_.files.end() ? "?" : file->second, ":", place.line, ": ");
+  }
+
+  // ---- functions
+  void lower_function(const ptx::Function& function, Frame* caller) {
+    Frame frame{.function = &function, .caller = caller, .first_register = static_cast<int>(register_bytes_.size())};
+    for (const ptx::Register& reg : function.registers) register_bytes_.push_back(reg.bytes);
+    frame.carry = new_register(0);
+    frame.known = known_numbers(function);
+    frame.local_top = caller == nullptr ? 0 : caller->local_top;
+    place_variables(frame);
+    if (caller != nullptr) pass_arguments(frame);
+    lower_body(frame);
+  }
+
+  /// The compiler moves numbers into registers where the text could name them: uses of such registers read the number.
+  static std::vector<std::optional<std::uint64_t>> known_numbers(const ptx::Function& function) {
+    std::vector<int> writes(function.registers.size(), 0);
+    std::vector<std::optional<std::uint64_t>> known(function.registers.size());
+    const auto note = [&](const Operand& operand) {
+      if (operand.reg >= 0) ++writes[static_cast<std::size_t>(operand.reg)];
+      if (operand.second >= 0) ++writes[static_cast<std::size_t>(operand.second)];
+    };
+    for (const ptx::Instruction& instruction : function.code) {
+      if (instruction.operands.empty()) continue;
+      // What is written stands first; where nothing is, counting a use as a write only loses a number.
+      const Operand& first = instruction.operands[0];
+      note(first);
+      for (const Operand& element : first.elements) note(element);
+      const bool is_number = instruction.opcode[0] == "mov" && instruction.guard < 0 && first.kind == Kind::reg &&
+                             instruction.operands.size() == 2 && instruction.operands[1].kind == Kind::integer;
+      if (is_number) known[static_cast<std::size_t>(first.reg)] = instruction.operands[1].bits;
+    }
+    for (std::size_t i = 0; i < known.size(); ++i) {
+      if (writes[i] != 1 || function.registers[i].bytes == 0) known[i].reset();
+    }
+    return known;
+  }
+  std::optional<std::uint64_t> number_of(const Operand& operand) const {
+    if (operand.kind == Kind::integer) return operand.bits;
+    if (operand.kind != Kind::reg) return std::nullopt;
+    return frame_->known[static_cast<std::size_t>(operand.reg)];
+  }
+
+  void lower_body(Frame& frame) {
+    Frame* const outer = frame_;
+    frame_ = &frame;
+    for (const ptx::Instruction& instruction : frame.function->code) {
+      frame.starts.push_back(static_cast<int>(program_->code.size()));
+      lower_instruction(instruction);
+    }
+    const int end = static_cast<int>(program_->code.size());
+    frame.starts.push_back(end);
+    for (const auto& [index, target] : frame.jumps) code(index).target = frame.starts[static_cast<std::size_t>(target)];
+    for (const int index : frame.returns) code(index).target = end;
+    for (auto& [list, targets] : jump_lists_) {
+      for (std::size_t i = 0; i < targets.size(); ++i) {
+        program_->lists[list + i] = frame.starts[static_cast<std::size_t>(targets[i])];
+      }
+    }
+    jump_lists_.clear();
+    local_bytes_ = std::max(local_bytes_, frame.local_top);
+    frame_ = outer;
+  }
+
+  void place_variables(Frame& frame) {
+    const auto& variables = frame.function->variables;
+    frame.variables.assign(variables.size(), 0);
+    for (std::size_t i = 0; i < variables.size(); ++i) {
+      const ptx::Variable& variable = variables[i];
+      if (variable.space == Space::shared) {
+        if (!variable.unsized) frame.variables[i] = place_shared(variable, dsv2::concat(frame.function->name, ":", i));
+      } else if (variable.space == Space::local || variable.space == Space::param) {
+        const std::uint64_t alignment = std::max<std::uint64_t>(variable.alignment, 8);
+        frame.variables[i] = align_up(frame.local_top, alignment);
+        frame.local_top = frame.variables[i] + variable.bytes;
+      }
+    }
+    if (frame.function->entry && frame.caller == nullptr) {
+      for (std::size_t i = 0; i < frame.function->parameters.size(); ++i) {
+        frame.variables[static_cast<std::size_t>(frame.function->parameters[i])] = program_->info.parameter_offsets[i];
+      }
+    }
+    local_bytes_ = std::max(local_bytes_, frame.local_top);
+  }
+
+  /// Arguments and results are the caller's own variables: nothing is copied.
+  void pass_arguments(Frame& frame) {
+    const ptx::Function& function = *frame.function;
+    for (std::size_t i = 0; i < function.parameters.size(); ++i) {
+      frame.variables[static_cast<std::size_t>(function.parameters[i])] = call_arguments_[i];
+    }
+    if (call_result_ && !function.results.empty()) {
+      frame.variables[static_cast<std::size_t>(function.results[0])] = *call_result_;
+    }
+  }
+
+  std::uint64_t place_shared(const ptx::Variable& variable, const std::string& key) {
+    const auto [entry, fresh] = shared_.try_emplace(key, 0);
+    if (fresh) {
+      shared_top_ = align_up(shared_top_, variable.alignment);
+      entry->second = shared_top_;
+      shared_top_ += variable.bytes;
+    }
+    return entry->second;
+  }
+
+  /// Dynamic shared memory follows the static: addresses of it were kept relative to it.
+  void finish_shared() {
+    const std::uint64_t dynamic = align_up(shared_top_, dynamic_alignment_);
+    program_->static_shared_bytes = uses_dynamic_ ? dynamic - kSharedBase : shared_top_ - kSharedBase;
+    program_->info.static_shared_bytes = program_->static_shared_bytes;
+    for (const auto& [offset, bytes] : dynamic_constants_) {
+      for (int lane = 0; lane < kWarpLanes; ++lane) {
+        std::uint64_t value = 0;
+        std::byte* at = &program_->constants[offset + static_cast<std::size_t>(lane * bytes)];
+        std::memcpy(&value, at, static_cast<std::size_t>(bytes));
+        value += dynamic;
+        std::memcpy(at, &value, static_cast<std::size_t>(bytes));
+      }
+    }
+  }
+
+  // ---- emitting
+  Instruction& code(int index) { return program_->code[static_cast<std::size_t>(index)]; }
+
+  int begin(std::string key, Flow flow = Flow::straight) {
+    const int index = static_cast<int>(program_->code.size());
+    program_->code.emplace_back();
+    uses_.emplace_back();
+    InstructionFacts facts;
+    facts.key = std::move(key);
+    facts.flow = flow;
+    if (current_ != nullptr) {
+      facts.place = current_->place;
+      facts.ptx_line = current_->line;
+      facts.text = current_->text;
+    }
+    program_->facts.push_back(std::move(facts));
+    return index;
+  }
+  Instruction& now() { return program_->code.back(); }
+  InstructionFacts& facts() { return program_->facts.back(); }
+
+  int new_register(int bytes) {
+    register_bytes_.push_back(bytes);
+    return static_cast<int>(register_bytes_.size()) - 1;
+  }
+  std::int32_t use(int reg) {
+    uses_.back().uses.push_back(reg);
+    return reg * 2;
+  }
+  std::int32_t define(int reg) {
+    uses_.back().definitions.push_back(reg);
+    if (now().guard >= 0) uses_.back().uses.push_back(reg);  // lanes whose guard is false keep their value
+    return reg * 2;
+  }
+  int number(const Operand& operand) const { return frame_->first_register + operand.reg; }
+  int bytes_of(const Operand& operand) const { return register_bytes_[static_cast<std::size_t>(number(operand))]; }
+
+  void lower_instruction(const ptx::Instruction& instruction) {
+    current_ = &instruction;
+    const std::size_t before = program_->code.size();
+    try {
+      dispatch(instruction);
+    } catch (const Refusal& refusal) {
+      program_->code.resize(before);
+      program_->facts.resize(before);
+      uses_.resize(before);
+      list_sizes_.erase(list_sizes_.lower_bound(before), list_sizes_.end());
+      begin("unsupported", Flow::control);
+      set_guard(instruction);
+      facts().refusal = refusal.why;
+    }
+    current_ = nullptr;
+  }
+
+  void set_guard(const ptx::Instruction& instruction) {
+    if (instruction.guard < 0) return;
+    now().guard = use(frame_->first_register + instruction.guard);
+    now().guard_negated = instruction.guard_negated;
+  }
+
+  /// A new record for the current instruction, with its guard.
+  void start(std::string key, Flow flow = Flow::straight) {
+    begin(std::move(key), flow);
+    set_guard(*current_);
+  }
+
+  // ---- constants
+  /// A slot with `bits` in every lane.
+  std::int32_t constant(std::uint64_t bits, int bytes) {
+    if (bytes == 4) bits &= 0xffffffffu;
+    const auto [entry, fresh] = constants_.try_emplace({bits, bytes}, 0);
+    if (fresh) entry->second = new_constant(bits, bytes);
+    return entry->second;
+  }
+  std::int32_t new_constant(std::uint64_t bits, int bytes) {
+    const std::size_t offset = program_->constants.size();
+    program_->constants.resize(offset + static_cast<std::size_t>(bytes * kWarpLanes));
+    for (int lane = 0; lane < kWarpLanes; ++lane) {
+      std::memcpy(&program_->constants[offset + static_cast<std::size_t>(lane * bytes)], &bits,
+                  std::min<std::size_t>(8, static_cast<std::size_t>(bytes)));
+    }
+    return static_cast<std::int32_t>(offset) | 1;
+  }
+  std::int32_t dynamic_constant(std::uint64_t offset, int bytes) {
+    const std::int32_t slot = new_constant(offset, bytes);
+    dynamic_constants_.emplace_back(static_cast<std::size_t>(slot & ~1), bytes);
+    return slot;
+  }
+  std::int32_t address_constant(const Address& address, int bytes) {
+    return address.dynamic_shared ? dynamic_constant(address.value, bytes) : constant(address.value, bytes);
+  }
+
+  static std::uint64_t literal_bits(const Operand& operand, std::string_view type) {
+    if (operand.kind == Kind::integer) {
+      if (type == "f32")
+        return std::bit_cast<std::uint32_t>(static_cast<float>(static_cast<std::int64_t>(operand.bits)));
+      if (type == "f64")
+        return std::bit_cast<std::uint64_t>(static_cast<double>(static_cast<std::int64_t>(operand.bits)));
+      return operand.bits;
+    }
+    if (operand.kind == Kind::f64 && type == "f32") {
+      return std::bit_cast<std::uint32_t>(static_cast<float>(std::bit_cast<double>(operand.bits)));
+    }
+    if (operand.kind == Kind::f32 && type == "f64") {
+      return std::bit_cast<std::uint64_t>(
+          static_cast<double>(std::bit_cast<float>(static_cast<std::uint32_t>(operand.bits))));
+    }
+    return operand.bits;
+  }
+
+  // ---- operands
+  /// A source of `bytes` a lane, whose literals are of `type`.
+  std::int32_t source(const Operand& operand, int bytes, std::string_view type = "b32") {
+    switch (operand.kind) {
+      case Kind::reg:
+        if (bytes_of(operand) != bytes)
+          refuse("operand of ", bytes_of(operand), " bytes where ", bytes, " are expected");
+        if (const auto known = number_of(operand); known && bytes <= 8) return constant(*known, bytes);
+        return use(number(operand));
+      case Kind::special:
+        return special(operand.name, bytes);
+      case Kind::integer:
+      case Kind::f32:
+      case Kind::f64:
+        return constant(literal_bits(operand, type), bytes);
+      case Kind::symbol: {
+        Address address = symbol(operand);
+        address.value += static_cast<std::uint64_t>(operand.offset);
+        return address_constant(address, bytes);
+      }
+      default:
+        refuse("operand form");
+    }
+  }
+  std::int32_t source_predicate(const Operand& operand) {
+    if (operand.kind == Kind::integer) return constant(operand.bits != 0 ? 0xffffffffu : 0u, 4);
+    return source(operand, 0);
+  }
+  std::int32_t destination(const Operand& operand, int bytes) {
+    if (operand.kind == Kind::wildcard) return define(new_register(bytes));
+    if (operand.kind != Kind::reg) refuse("destination that is no register");
+    if (bytes_of(operand) != bytes) {
+      refuse("destination of ", bytes_of(operand), " bytes where ", bytes, " are expected");
+    }
+    return define(number(operand));
+  }
+  /// The same; -1 for `_`.
+  std::int32_t optional_destination(const Operand& operand, int bytes) {
+    return operand.kind == Kind::wildcard ? -1 : destination(operand, bytes);
+  }
+  std::int32_t second_destination(const Operand& operand) {
+    return operand.second < 0 ? -1 : define(frame_->first_register + operand.second);
+  }
+
+  std::int32_t special(const std::string& name, int bytes) {
+    for (const auto& [known, special] : kSpecialNames) {
+      if (name != known) continue;
+      const auto [entry, fresh] = special_registers_.try_emplace({special, bytes}, 0);
+      if (fresh) entry->second = new_register(bytes);
+      return use(entry->second);
+    }
+    refuse("special register ", name);
+  }
+
+  Address symbol(const Operand& operand) {
+    if (operand.variable >= 0) return function_variable(static_cast<std::size_t>(operand.variable));
+    if (const auto found = module_.variables.find(operand.name); found != module_.variables.end()) {
+      const ptx::Variable& variable = found->second;
+      if (variable.space == Space::shared) return shared_symbol(variable, variable.name);
+      const auto address = symbols_.variables.find(operand.name);
+      if (address == symbols_.variables.end()) refuse("variable ", operand.name, " has no address");
+      return {.space = variable.space, .value = address->second};
+    }
+    if (const auto found = module_.function_index.find(operand.name); found != module_.function_index.end()) {
+      return {.space = Space::generic, .value = kFunctionWindow | static_cast<std::uint64_t>(found->second)};
+    }
+    refuse("unknown name ", operand.name);
+  }
+
+  Address function_variable(std::size_t index) {
+    const ptx::Variable& variable = frame_->function->variables[index];
+    if (variable.space == Space::shared && variable.unsized) return shared_symbol(variable, variable.name);
+    if (variable.space == Space::global || variable.space == Space::constant) {
+      const auto address = symbols_.variables.find(frame_->function->name + "::" + variable.name);
+      if (address == symbols_.variables.end()) refuse("variable ", variable.name, " has no address");
+      return {.space = variable.space, .value = address->second};
+    }
+    Space space = variable.space;
+    if (space == Space::param && !is_kernel_parameter(index)) space = Space::local;
+    return {.space = space, .value = frame_->variables[index]};
+  }
+
+  bool is_kernel_parameter(std::size_t index) const {
+    if (frame_->caller != nullptr) return false;
+    const auto& parameters = frame_->function->parameters;
+    return std::find(parameters.begin(), parameters.end(), static_cast<int>(index)) != parameters.end();
+  }
+
+  Address shared_symbol(const ptx::Variable& variable, const std::string& key) {
+    if (!variable.unsized) return {.space = Space::shared, .value = place_shared(variable, key)};
+    uses_dynamic_ = true;
+    dynamic_alignment_ = std::max<std::uint64_t>(dynamic_alignment_, variable.alignment);
+    return {.space = Space::shared, .value = 0, .dynamic_shared = true};
+  }
+
+  /// [base + offset]: fills a, immediate, address_bytes; the space too where the base's is better known.
+  void address(const Operand& operand) {
+    if (operand.kind != Kind::address) refuse("expected an address");
+    const Operand& base = operand.elements[0];
+    Instruction& out = now();
+    out.immediate = operand.offset;
+    if (base.kind == Kind::reg) {
+      out.address_bytes = static_cast<std::uint8_t>(bytes_of(base));
+      out.a = use(number(base));
+    } else if (base.kind == Kind::symbol) {
+      const Address at = symbol(base);
+      out.address_bytes = 8;
+      out.a = address_constant(at, 8);
+      out.space = at.space == Space::constant ? Space::global : at.space;
+    } else if (base.kind == Kind::integer) {
+      out.address_bytes = 8;
+      out.a = constant(base.bits, 8);
+    } else {
+      refuse("form of address");
+    }
+  }
+
+  /// The data registers of a load or store: one, or the elements of a vector.
+  std::span<const Operand> data(const Operand& operand) {
+    if (operand.kind == Kind::vector) return operand.elements;
+    return {&operand, 1};
+  }
+  void set_list(const std::vector<std::int32_t>& slots) {
+    now().list = static_cast<std::int32_t>(program_->lists.size());
+    program_->lists.insert(program_->lists.end(), slots.begin(), slots.end());
+    list_sizes_[program_->code.size() - 1].push_back({static_cast<std::size_t>(now().list), slots.size()});
+  }
+
+  // ---- instructions
+  using Method = void (Lowering::*)();
+  void dispatch(const ptx::Instruction& instruction) {
+    static const std::unordered_map<std::string_view, Method> kMethods = {
+        {"ld", &Lowering::load},
+        {"ldu", &Lowering::load},
+        {"st", &Lowering::store},
+        {"atom", &Lowering::atomic},
+        {"red", &Lowering::atomic},
+        {"bra", &Lowering::branch},
+        {"brx", &Lowering::indexed_branch},
+        {"call", &Lowering::call},
+        {"ret", &Lowering::ret},
+        {"exit", &Lowering::exit},
+        {"trap", &Lowering::trap},
+        {"brkpt", &Lowering::nothing},
+        {"bar", &Lowering::barrier},
+        {"barrier", &Lowering::barrier},
+        {"shfl", &Lowering::shuffle},
+        {"vote", &Lowering::vote},
+        {"match", &Lowering::match},
+        {"redux", &Lowering::redux},
+        {"elect", &Lowering::elect},
+        {"activemask", &Lowering::activemask},
+        {"mov", &Lowering::move},
+        {"cvta", &Lowering::convert_address},
+        {"isspacep", &Lowering::is_space},
+        {"setp", &Lowering::compare},
+        {"set", &Lowering::set},
+        {"cvt", &Lowering::convert},
+        {"slct", &Lowering::select_by_sign},
+        {"addc", &Lowering::with_carry},
+        {"subc", &Lowering::with_carry},
+        {"madc", &Lowering::with_carry},
+        {"ldmatrix", &Lowering::load_matrix},
+        {"stmatrix", &Lowering::store_matrix},
+        {"mma", &Lowering::mma},
+        {"wmma", &Lowering::wmma},
+        {"cp", &Lowering::copy_async},
+        {"mapa", &Lowering::map_address},
+        {"membar", &Lowering::nothing},
+        {"fence", &Lowering::nothing},
+        {"prefetch", &Lowering::nothing},
+        {"prefetchu", &Lowering::nothing},
+        {"discard", &Lowering::nothing},
+        {"applypriority", &Lowering::nothing},
+        {"createpolicy", &Lowering::create_policy},
+        {"griddepcontrol", &Lowering::nothing},
+        {"setmaxnreg", &Lowering::nothing},
+        {"pmevent", &Lowering::nothing},
+        {"nanosleep", &Lowering::nanosleep},
+    };
+    if (instruction.opcode.size() > 1 && instruction.has("cc")) return with_carry();
+    const auto method = kMethods.find(instruction.opcode[0]);
+    if (method != kMethods.end()) return (this->*method->second)();
+    arithmetic();
+  }
+
+  const Operand& operand(std::size_t index) const {
+    if (index >= current_->operands.size()) refuse("too few operands");
+    return current_->operands[index];
+  }
+  std::size_t operand_count() const { return current_->operands.size(); }
+  std::string_view head() const { return current_->opcode[0]; }
+  std::string_view modifier(std::size_t index) const {
+    return index < current_->opcode.size() ? current_->opcode[index] : std::string_view();
+  }
+  bool has(std::string_view name) const { return current_->has(name); }
+
+  /// The opcode without what changes nothing here.
+  std::string arithmetic_key() const {
+    std::string key;
+    for (const std::string_view part : current_->opcode) {
+      if (std::find(std::begin(kIgnoredModifiers), std::end(kIgnoredModifiers), part) != std::end(kIgnoredModifiers))
+        continue;
+      if (!key.empty()) key += '.';
+      key += part;
+    }
+    return key;
+  }
+
+  std::string_view operand_shape() const {
+    const std::string two = dsv2::concat(head(), ".", modifier(1));
+    for (const auto& [name, shape] : kOperandShapes) {
+      if (name == head() || name == two) return shape;
+    }
+    return "ttttt";
+  }
+
+  void note_arithmetic(std::string_view type) {
+    facts().kind = arithmetic_class(head(), type);
+    if (!is_float_type(type)) return;
+    for (const auto& [name, flops] : kFlops) {
+      if (name == head()) facts().flops = static_cast<std::uint32_t>(type.ends_with("x2") ? 2 * flops : flops);
+    }
+    facts().flop_type = flop_type(type);
+  }
+
+  void arithmetic() {
+    const std::string_view type = current_->type();
+    const int bytes = lane_bytes(type);
+    const std::string_view shape = operand_shape();
+    start(arithmetic_key());
+    note_arithmetic(type);
+    std::int32_t* const fields[] = {&now().d, &now().a, &now().b, &now().c, &now().e};
+    std::array<std::int32_t, 5> slots = {-1, -1, -1, -1, -1};
+    if (operand_count() > shape.size()) refuse("too many operands");
+    for (std::size_t i = operand_count(); i-- > 0;) {
+      const Operand& at = operand(i);
+      if (shape[i] == 'i') {
+        now().immediate = static_cast<std::int64_t>(at.bits);
+        continue;
+      }
+      const int width = shape[i] == 'w' ? std::max(4, 2 * ptx::type_bytes(type)) : shape[i] == 'u' ? 4 : bytes;
+      if (shape[i] == 'p' || bytes == 0) {
+        slots[i] = i == 0 ? destination(at, 0) : source_predicate(at);
+      } else {
+        slots[i] = i == 0 ? destination(at, width) : source(at, width, type);
+      }
+      if (i == 0 && at.second >= 0) refuse("two results");
+    }
+    for (std::size_t i = 0; i < slots.size(); ++i) *fields[i] = slots[i];
+  }
+
+  void compare() {
+    const std::string_view type = current_->type();
+    const int bytes = lane_bytes(type);
+    const bool flush = has("ftz");
+    start(dsv2::concat("setp.", modifier(1), flush ? ".ftz." : ".", type));
+    note_arithmetic(type);
+    now().a = source(operand(1), bytes, type);
+    now().b = source(operand(2), bytes, type);
+    now().mode = boolean_operator();
+    if (now().mode != 0) {
+      now().c = source_predicate(operand(3));
+      if (operand(3).negated) now().flags |= kNegated;
+    }
+    now().d = optional_destination(operand(0), 0);
+    now().d2 = second_destination(operand(0));
+  }
+
+  std::uint8_t boolean_operator() const {
+    constexpr std::string_view kOperators[] = {"and", "or", "xor"};
+    if (operand_count() < 4) return 0;
+    for (std::uint8_t i = 0; i < 3; ++i) {
+      if (modifier(2) == kOperators[i]) return static_cast<std::uint8_t>(i + 1);
+    }
+    refuse("boolean operator");
+  }
+
+  void set() {
+    const std::string_view type = current_->type();
+    const std::string_view result = modifier(current_->opcode.size() - 2);
+    if (operand_count() > 3) refuse("set with a boolean operator");
+    start(dsv2::concat("set.", modifier(1), has("ftz") ? ".ftz." : ".", type));
+    note_arithmetic(type);
+    now().a = source(operand(1), lane_bytes(type), type);
+    now().b = source(operand(2), lane_bytes(type), type);
+    now().d = destination(operand(0), lane_bytes(result));
+    // What true is: 1.0 in the result's type, or all ones.
+    constexpr std::pair<std::string_view, std::int64_t> kTrue[] = {
+        {"f32", 0x3f800000}, {"f16x2", 0x3c00}, {"f16", 0x3c00}, {"bf16x2", 0x3f80},
+        {"bf16", 0x3f80},    {"u16", 0xffff},   {"s16", 0xffff}};
+    now().immediate = type.ends_with("x2") ? 0xffff : 0xffffffff;
+    for (const auto& [name, value] : kTrue) {
+      if (name == result) now().immediate = value;
+    }
+  }
+
+  void select_by_sign() {
+    const std::string_view type = modifier(current_->opcode.size() - 2);
+    start(dsv2::concat("slct.b", 8 * lane_bytes(type), ".", current_->type()));
+    facts().kind = InstructionClass::move;
+    now().a = source(operand(1), lane_bytes(type), type);
+    now().b = source(operand(2), lane_bytes(type), type);
+    now().c = source(operand(3), lane_bytes(current_->type()), current_->type());
+    now().d = destination(operand(0), lane_bytes(type));
+  }
+
+  /// add.cc, addc, sub.cc, subc, mad.cc, madc: the condition code is a predicate register of the function.
+  void with_carry() {
+    const std::string_view type = current_->type();
+    const int bytes = lane_bytes(type);
+    const bool reads = head().back() == 'c';
+    const std::string_view base = head().substr(0, 3);
+    start(
+        dsv2::concat("carry.", base, base == "mad" ? dsv2::concat(".", modifier(1)) : std::string(), ".b", 8 * bytes));
+    facts().kind = InstructionClass::integer;
+    now().mode = static_cast<std::uint8_t>((reads ? 1 : 0) | (has("cc") ? 2 : 0));
+    now().a = source(operand(1), bytes, type);
+    now().b = source(operand(2), bytes, type);
+    if (base == "mad") now().c = source(operand(3), bytes, type);
+    now().e = use(frame_->carry);
+    define(frame_->carry);
+    now().d = destination(operand(0), bytes);
+  }
+
+  void convert() {
+    const std::string_view to = modifier(current_->opcode.size() - 2);
+    const std::string_view from = current_->type();
+    const bool packs = to.ends_with("x2") && from == "f32";
+    if (has("scaled::n2::ue8m0")) refuse("scaled conversion");
+    start(dsv2::concat("cvt.", to, ".", from));
+    facts().kind = InstructionClass::convert;
+    set_conversion(to, from);
+    if (packs) {
+      now().a = source(operand(1), 4, "f32");
+      now().b = source(operand(2), 4, "f32");
+    } else {
+      const Operand& value = operand(1);
+      // A wider register may hold the source: its low part is meant.
+      now().register_bytes = static_cast<std::uint8_t>(value.kind == Kind::reg ? bytes_of(value) : lane_bytes(from));
+      now().a = source(value, now().register_bytes, from);
+      if (now().register_bytes != lane_bytes(from)) refuse("cvt from a wider register");
+    }
+    const Operand& result = operand(0);
+    const int width = result.kind == Kind::reg ? bytes_of(result) : lane_bytes(to);
+    if (width != lane_bytes(to)) refuse("cvt to a wider register");
+    now().d = destination(result, width);
+  }
+
+  void set_conversion(std::string_view to, std::string_view from) {
+    constexpr std::pair<std::string_view, Rounding> kRoundings[] = {
+        {"rn", Rounding::nearest}, {"rz", Rounding::zero},     {"rm", Rounding::down},
+        {"rp", Rounding::up},      {"rni", Rounding::nearest}, {"rzi", Rounding::zero},
+        {"rmi", Rounding::down},   {"rpi", Rounding::up},      {"rna", Rounding::nearest_away},
+    };
+    for (const auto& [name, rounding] : kRoundings) {
+      if (!has(name)) continue;
+      now().mode = static_cast<std::uint8_t>(rounding);
+      if (name.size() == 3 && name.ends_with('i') && is_float_type(to) && is_float_type(from))
+        now().flags |= kToInteger;
+    }
+    if (has("rs")) refuse("stochastic rounding");
+    if (has("sat") || has("satfinite")) now().flags |= kSaturate;
+    if (has("relu")) now().flags |= kRelu;
+    if (has("ftz")) now().flags |= kFlush;
+  }
+
+  // ---- moves and addresses
+  void move() {
+    const Operand& to = operand(0);
+    const Operand& from = operand(1);
+    const std::string_view type = current_->type();
+    if (to.kind == Kind::vector || from.kind == Kind::vector) return pack();
+    const int bytes = lane_bytes(type);
+    if (from.kind == Kind::special && is_clock(from.name)) return read_clock(to, from.name, bytes);
+    start(bytes == 0 ? std::string("mov.pred") : dsv2::concat("mov.b", 8 * bytes));
+    facts().kind = InstructionClass::move;
+    if (bytes == 0) {
+      now().a = source_predicate(from);
+    } else if (from.kind == Kind::reg && bytes_of(from) != bytes) {
+      refuse("mov between registers of different sizes");
+    } else {
+      now().a = source(from, bytes, type);
+    }
+    now().d = destination(to, bytes);
+  }
+
+  static bool is_clock(std::string_view name) { return name.starts_with("%clock") || name.starts_with("%globaltimer"); }
+  void read_clock(const Operand& to, std::string_view name, int bytes) {
+    start(dsv2::concat("clock.b", 8 * bytes));
+    facts().kind = InstructionClass::move;
+    now().mode = name == "%clock_hi" || name == "%globaltimer_hi" ? 1 : 0;
+    now().flags = name.starts_with("%globaltimer") ? 1 : 0;
+    now().d = destination(to, bytes);
+    program_->ordered = true;
+  }
+
+  /// mov {a, b}, c and mov c, {a, b}.
+  void pack() {
+    const bool unpacks = operand(0).kind == Kind::vector;
+    const Operand& vector = operand(unpacks ? 0 : 1);
+    const Operand& whole = operand(unpacks ? 1 : 0);
+    const int total = ptx::type_bytes(current_->type());
+    const int count = static_cast<int>(vector.elements.size());
+    const int each = total / std::max(1, count);
+    if (each < 1 || each * count != total) refuse("mov of an uneven vector");
+    start(unpacks ? "unpack" : "pack");
+    facts().kind = InstructionClass::move;
+    now().bytes = static_cast<std::uint8_t>(each);
+    now().elements = static_cast<std::uint8_t>(count);
+    now().register_bytes = static_cast<std::uint8_t>(std::max(4, total));
+    std::vector<std::int32_t> slots;
+    if (unpacks) now().a = source(whole, std::max(4, total));
+    for (const Operand& element : vector.elements) {
+      slots.push_back(unpacks ? optional_destination(element, std::max(4, each)) : source(element, std::max(4, each)));
+    }
+    if (!unpacks) now().d = destination(whole, std::max(4, total));
+    set_list(slots);
+  }
+
+  std::optional<Space> named_space() const {
+    for (const std::string_view part : current_->opcode) {
+      if (part == "global") return Space::global;
+      if (part == "const") return Space::constant;
+      if (part == "shared" || part == "shared::cta" || part == "shared::cluster") return Space::shared;
+      if (part == "local") return Space::local;
+      if (part == "param" || part == "param::entry" || part == "param::func") return Space::param;
+    }
+    return std::nullopt;
+  }
+
+  static std::uint64_t window_of(Space space) {
+    if (space == Space::shared) return kSharedWindow;
+    if (space == Space::local) return kLocalWindow;
+    return space == Space::param ? kParamWindow : 0;
+  }
+
+  void convert_address() {
+    const bool to_space = modifier(1) == "to";
+    Space space = named_space().value_or(Space::generic);
+    const int bytes = lane_bytes(current_->type());
+    if (bytes != 8) refuse("32-bit cvta");
+    start(window_of(space) == 0 ? "mov.b64" : to_space ? "cvta.to" : "cvta");
+    facts().kind = InstructionClass::move;
+    const Operand& from = operand(1);
+    if (from.kind == Kind::symbol) {
+      Address at = symbol(from);
+      at.value += static_cast<std::uint64_t>(from.offset);
+      now().a = address_constant(at, 8);
+      if (at.space == Space::local && space == Space::param) space = Space::local;  // of a called function
+    } else {
+      now().a = source(from, 8);
+    }
+    now().immediate = static_cast<std::int64_t>(window_of(space));
+    now().d = destination(operand(0), 8);
+  }
+
+  void is_space() {
+    const Space space = named_space().value_or(Space::generic);
+    start(space == Space::global || space == Space::constant ? "isspacep.global" : "isspacep");
+    facts().kind = InstructionClass::integer;
+    now().a = source(operand(1), 8);
+    now().immediate = static_cast<std::int64_t>(window_of(space) >> kWindowShift);
+    now().d = destination(operand(0), 0);
+  }
+
+  // ---- memory
+  static InstructionClass memory_class(Space space, bool loads) {
+    switch (space) {
+      case Space::shared:
+        return loads ? InstructionClass::shared_load : InstructionClass::shared_store;
+      case Space::local:
+        return InstructionClass::local;
+      case Space::constant:
+      case Space::param:
+        return InstructionClass::constant;
+      default:
+        return loads ? InstructionClass::global_load : InstructionClass::global_store;
+    }
+  }
+
+  void set_space(bool loads) {
+    const Space space = named_space().value_or(Space::generic);
+    facts().kind = memory_class(space, loads);
+    now().space = space == Space::constant ? Space::global : space;
+  }
+
+  bool is_ordered_access() const {
+    return has("volatile") || has("acquire") || has("release") || has("relaxed") || has("mmio");
+  }
+
+  /// Reads or writes that blocks may synchronise with.
+  void note_ordered_access() {
+    if (!is_ordered_access()) return;
+    now().flags |= kOrdered;
+    if (now().space == Space::global || now().space == Space::generic) program_->ordered = true;
+  }
+
+  void load() {
+    const std::string_view type = current_->type();
+    const int bytes = ptx::type_bytes(type);
+    if (bytes <= 0) refuse("type .", type);
+    start("ld");
+    set_space(true);
+    address(operand(1));
+    now().bytes = static_cast<std::uint8_t>(bytes);
+    if (type[0] == 's') now().flags |= kSigned;
+    note_ordered_access();
+    const auto elements = data(operand(0));
+    now().elements = static_cast<std::uint8_t>(elements.size());
+    int width = std::max(4, bytes);
+    for (const Operand& element : elements) {
+      if (element.kind == Kind::reg) width = bytes_of(element);
+    }
+    if (width < bytes || (width > 8 && width != bytes)) refuse("register of another size");
+    now().register_bytes = static_cast<std::uint8_t>(width);
+    std::vector<std::int32_t> slots;
+    for (const Operand& element : elements) slots.push_back(optional_destination(element, width));
+    if (now().space == Space::param && operand(1).elements[0].kind == Kind::symbol) {
+      facts().key = "ld.parameter";
+      for (std::size_t i = 0; i < elements.size(); ++i) slots.push_back(parameter_constant(i));
+    }
+    set_list(slots);
+  }
+
+  std::int32_t parameter_constant(std::size_t element) {
+    const Instruction& in = now();
+    const std::uint64_t base = symbol(operand(1).elements[0]).value;
+    const std::uint64_t offset = base + static_cast<std::uint64_t>(in.immediate) + element * in.bytes;
+    if (offset + in.bytes > align_up(program_->info.parameter_bytes, 8)) refuse("parameter out of bounds");
+    const auto key = std::make_tuple(offset, in.bytes, in.register_bytes, (in.flags & kSigned) != 0);
+    const auto [entry, fresh] = parameter_constants_.try_emplace(key, 0);
+    if (fresh) {
+      entry->second = new_constant(0, in.register_bytes);
+      program_->parameters.push_back({.constant = static_cast<std::size_t>(entry->second & ~1),
+                                      .parameter = offset,
+                                      .bytes = in.bytes,
+                                      .lane_bytes = in.register_bytes,
+                                      .sign = (in.flags & kSigned) != 0});
+    }
+    return entry->second;
+  }
+
+  void store() {
+    const std::string_view type = current_->type();
+    const int bytes = ptx::type_bytes(type);
+    if (bytes <= 0 || has("async") || has("bulk")) refuse("st of this form");
+    start("st");
+    set_space(false);
+    address(operand(0));
+    now().bytes = static_cast<std::uint8_t>(bytes);
+    note_ordered_access();
+    const auto elements = data(operand(1));
+    now().elements = static_cast<std::uint8_t>(elements.size());
+    int width = std::max(4, bytes);
+    for (const Operand& element : elements) {
+      if (element.kind == Kind::reg) width = bytes_of(element);
+    }
+    if (width < bytes || (width > 8 && width != bytes)) refuse("register of another size");
+    now().register_bytes = static_cast<std::uint8_t>(width);
+    std::vector<std::int32_t> slots;
+    for (const Operand& element : elements) slots.push_back(source(element, width, type));
+    set_list(slots);
+  }
+
+  std::string_view atomic_operation() const {
+    constexpr std::string_view kOperations[] = {"add", "exch", "cas", "min", "max", "inc", "dec", "and", "or", "xor"};
+    for (const std::string_view name : kOperations) {
+      if (has(name)) return name;
+    }
+    refuse("atomic operation");
+  }
+
+  void atomic() {
+    const bool returns = head() == "atom";
+    const std::string_view type = current_->type();
+    const int bytes = ptx::type_bytes(type);
+    if (bytes <= 0 || has("async")) refuse("atomic of this form");
+    const std::string_view operation = atomic_operation();
+    const std::size_t first = returns ? 1 : 0;
+    const auto values = data(operand(first + 1));
+    start(dsv2::concat("atom.", operation, ".", type));
+    set_space(false);
+    facts().kind = InstructionClass::atomic;
+    address(operand(first));
+    now().bytes = static_cast<std::uint8_t>(bytes);
+    now().register_bytes = static_cast<std::uint8_t>(std::max(4, bytes));
+    now().elements = static_cast<std::uint8_t>(values.size());
+    const int width = std::max(4, bytes);
+    std::vector<std::int32_t> slots;
+    for (const Operand& value : values) slots.push_back(source(value, width, type));
+    if (operation == "cas") now().c = source(operand(first + 2), width, type);
+    bool used = false;
+    if (returns) {
+      for (const Operand& result : data(operand(0))) {
+        slots.push_back(optional_destination(result, width));
+        used |= slots.back() >= 0;
+      }
+    } else {
+      slots.insert(slots.end(), values.size(), -1);
+    }
+    set_list(slots);
+    const bool commutes =
+        operation != "exch" && operation != "cas" && operation != "inc" && operation != "dec" && !is_float_type(type);
+    if (now().space != Space::shared && now().space != Space::local && (used || !commutes)) program_->ordered = true;
+    if (is_float_type(type) && operation == "add") {
+      facts().flops = type.ends_with("x2") ? 2 : 1;
+      facts().flop_type = flop_type(type);
+    }
+  }
+
+  // ---- control
+  void branch() {
+    start("bra", Flow::control);
+    facts().kind = InstructionClass::branch;
+    frame_->jumps.emplace_back(static_cast<int>(program_->code.size()) - 1, operand(0).target);
+  }
+
+  void indexed_branch() {
+    const auto targets = frame_->function->branch_targets.find(operand(1).name);
+    if (targets == frame_->function->branch_targets.end()) refuse("brx.idx without its list of targets");
+    start("brx", Flow::control);
+    facts().kind = InstructionClass::branch;
+    now().a = source(operand(0), 4);
+    now().immediate = static_cast<std::int64_t>(targets->second.size());
+    now().list = static_cast<std::int32_t>(program_->lists.size());
+    jump_lists_.emplace_back(program_->lists.size(), targets->second);
+    program_->lists.resize(program_->lists.size() + targets->second.size());
+  }
+
+  void ret() {
+    if (frame_->caller == nullptr) return exit();
+    start("bra", Flow::control);
+    facts().kind = InstructionClass::branch;
+    frame_->returns.push_back(static_cast<int>(program_->code.size()) - 1);
+  }
+  void exit() {
+    start("exit", Flow::control);
+    facts().kind = InstructionClass::branch;
+  }
+  void trap() { start("trap", Flow::control); }
+  void nothing() { start("nop"); }
+  void nanosleep() { start("yield", Flow::control); }
+  void create_policy() {
+    start("nop");
+    if (operand(0).kind == Kind::reg) now().d = define(number(operand(0)));
+  }
+
+  /// call (result), function, (arguments): the function's code follows in place.
+  void call() {
+    std::size_t next = 0;
+    call_result_.reset();
+    call_arguments_.clear();
+    if (operand(next).kind == Kind::list) {
+      if (!operand(0).elements.empty()) call_result_ = symbol(operand(0).elements[0]).value;
+      ++next;
+    }
+    const Operand& callee = operand(next++);
+    if (next < operand_count() && operand(next).kind == Kind::list) {
+      for (const Operand& argument : operand(next).elements) call_arguments_.push_back(symbol(argument).value);
+      ++next;
+    }
+    if (callee.kind == Kind::reg) return indirect_call(callee);
+    const ptx::Function* function = module_.function(callee.name);
+    if (function == nullptr) refuse("call of an unknown function ", callee.name);
+    if (!function->defined) return builtin_call(*function);
+    check_recursion(*function);
+    const int skip = guarded_skip();
+    begin("nop");
+    facts().kind = InstructionClass::branch;
+    inline_function(*function);
+    if (skip >= 0) code(skip).target = static_cast<int>(program_->code.size());
+  }
+
+  void check_recursion(const ptx::Function& function) const {
+    int depth = 0;
+    for (const Frame* frame = frame_; frame != nullptr; frame = frame->caller, ++depth) {
+      if (frame->function == &function) refuse("recursive call of ", demangle(function.name));
+    }
+    if (depth > 64) refuse("calls more than 64 deep");
+    if (program_->code.size() > 4'000'000) refuse("inlined code too long");
+    if (call_arguments_.size() != function.parameters.size()) refuse("a call with another number of arguments");
+  }
+
+  /// Lanes whose guard is false go round an inlined call. The branch, or -1.
+  int guarded_skip() {
+    if (current_->guard < 0) return -1;
+    start("bra", Flow::control);
+    facts().synthetic = true;
+    now().guard_negated = !now().guard_negated;
+    return static_cast<int>(program_->code.size()) - 1;
+  }
+
+  void inline_function(const ptx::Function& function) {
+    const ptx::Instruction* const call = current_;
+    Frame* const frame = frame_;
+    const auto lists = std::exchange(jump_lists_, {});
+    lower_function(function, frame);
+    jump_lists_ = lists;
+    current_ = call;
+    frame_ = frame;
+  }
+
+  /// Compares the address with those of the functions that it can be.
+  void indirect_call(const Operand& callee) {
+    const std::vector<std::int32_t> candidates(address_taken_.begin(), address_taken_.end());
+    std::vector<int> ends;
+    const int skip = guarded_skip();
+    begin("nop");
+    facts().kind = InstructionClass::branch;
+    const auto arguments = call_arguments_;
+    const auto result = call_result_;
+    for (const std::int32_t index : candidates) {
+      const ptx::Function& function = *module_.functions[static_cast<std::size_t>(index)];
+      if (!function.defined || function.entry || function.parameters.size() != arguments.size() ||
+          function.results.empty() == result.has_value()) {
+        continue;
+      }
+      call_arguments_ = arguments;
+      check_recursion(function);
+      const int predicate = new_register(0);
+      begin("setp.ne.u64");
+      facts().synthetic = true;
+      now().a = source(callee, 8);
+      now().b = constant(kFunctionWindow | static_cast<std::uint64_t>(index), 8);
+      now().d = define(predicate);
+      const int other = begin("bra", Flow::control);
+      facts().synthetic = true;
+      now().guard = use(predicate);
+      call_result_ = result;
+      inline_function(function);
+      ends.push_back(begin("bra", Flow::control));
+      facts().synthetic = true;
+      code(other).target = static_cast<int>(program_->code.size());
+    }
+    begin("bad_call", Flow::control);
+    facts().synthetic = true;
+    for (const int index : ends) code(index).target = static_cast<int>(program_->code.size());
+    if (skip >= 0) code(skip).target = static_cast<int>(program_->code.size());
+  }
+
+  void builtin_call(const ptx::Function& function) {
+    if (function.name != "vprintf" && function.name != "__assertfail") {
+      refuse("call of the external function ", function.name);
+    }
+    start(function.name == "vprintf" ? "printf" : "assert",
+          function.name == "vprintf" ? Flow::straight : Flow::control);
+    facts().kind = InstructionClass::branch;
+    if (call_arguments_.size() < 2) refuse("call of ", function.name, " with too few arguments");
+    now().immediate = static_cast<std::int64_t>(call_arguments_[0]);  // local addresses
+    now().target = static_cast<std::int32_t>(call_arguments_[1]);
+    if (function.name == "vprintf") program_->ordered = true;  // lines come out in one order
+    if (function.name == "__assertfail" && call_arguments_.size() > 2)
+      now().c = static_cast<std::int32_t>(call_arguments_[2]);
+    if (function.name == "vprintf" && call_result_) now().c = static_cast<std::int32_t>(*call_result_);
+  }
+
+  // ---- the warp and the block
+  std::int32_t full_mask() { return constant(0xffffffffu, 4); }
+
+  void barrier() {
+    if (modifier(1) == "warp") {
+      start("bar.warp", Flow::sync);
+      facts().kind = InstructionClass::barrier;
+      now().e = source(operand(0), 4);
+      return;
+    }
+    if (modifier(1) == "cluster") return cluster_barrier();
+    const bool reduces = has("red");
+    const bool arrives = has("arrive");
+    std::string key = reduces ? dsv2::concat("bar.red.", has("popc")  ? "popc"
+                                                         : has("and") ? "and"
+                                                                      : "or")
+                              : std::string(arrives ? "bar.arrive" : "bar.sync");
+    start(std::move(key), Flow::control);
+    facts().kind = InstructionClass::barrier;
+    if (head() == "barrier" && !has("aligned")) now().flags |= kUnaligned;
+    std::size_t next = reduces ? 1 : 0;
+    const std::size_t last = operand_count() - (reduces ? 1 : 0);
+    now().a = next < last ? source(operand(next++), 4) : constant(0, 4);
+    if (next < last) now().b = source(operand(next++), 4);
+    if (reduces) {
+      now().c = source_predicate(operand(last));
+      if (operand(last).negated) now().flags |= kNegated;
+      now().d = destination(operand(0), has("popc") ? 4 : 0);
+    }
+    const bool is_whole = now().b < 0 && !arrives;
+    const bool is_zero = (operand_count() == 0 || operand(reduces ? 1 : 0).kind == Kind::integer);
+    if (!is_whole || !is_zero) program_->named_barriers = true;
+  }
+
+  void cluster_barrier() {
+    const bool arrives = has("arrive");
+    start(arrives ? "cluster.arrive" : "cluster.wait", arrives ? Flow::straight : Flow::control);
+    facts().kind = InstructionClass::barrier;
+    if (!has("aligned")) now().flags |= kUnaligned;
+  }
+
+  void map_address() {
+    const int bytes = lane_bytes(current_->type());
+    start(dsv2::concat("mapa.b", 8 * bytes));
+    facts().kind = InstructionClass::integer;
+    now().a = source(operand(1), bytes);
+    now().b = source(operand(2), 4);
+    now().d = destination(operand(0), bytes);
+  }
+
+  void shuffle() {
+    constexpr std::string_view kModes[] = {"up", "down", "bfly", "idx"};
+    if (!has("sync")) refuse("shfl without .sync");
+    start("shfl", Flow::sync);
+    facts().kind = InstructionClass::shuffle;
+    const auto mode = std::find(std::begin(kModes), std::end(kModes), modifier(2));
+    if (mode == std::end(kModes)) refuse("mode of shfl");
+    now().mode = static_cast<std::uint8_t>(mode - std::begin(kModes));
+    now().a = source(operand(1), 4);
+    if (const auto by = number_of(operand(2)), clamp = number_of(operand(3)); by && clamp) {
+      fix_shuffle(static_cast<Shuffle>(now().mode), *by, *clamp);
+    } else {
+      now().b = source(operand(2), 4);
+      now().c = source(operand(3), 4);
+    }
+    now().e = source(operand(4), 4);
+    now().d = optional_destination(operand(0), 4);
+    now().d2 = second_destination(operand(0));
+  }
+
+  /// Who reads whom is known: a table of lanes among the constants.
+  void fix_shuffle(Shuffle mode, std::uint64_t by, std::uint64_t clamp) {
+    facts().key = "shfl.fixed";
+    now().b = new_constant(0, 4);
+    for (int lane = 0; lane < kWarpLanes; ++lane) {
+      const auto [from, inside] =
+          shuffle_source(mode, lane, static_cast<std::uint32_t>(by), static_cast<std::uint32_t>(clamp));
+      const auto source_lane = static_cast<std::uint32_t>(from);
+      std::memcpy(&program_->constants[static_cast<std::size_t>((now().b & ~1) + 4 * lane)], &source_lane,
+                  sizeof source_lane);
+      now().immediate |= static_cast<std::int64_t>(inside) << lane;
+    }
+  }
+
+  void vote() {
+    constexpr std::string_view kModes[] = {"all", "any", "uni", "ballot"};
+    if (!has("sync")) refuse("vote without .sync");
+    start("vote", Flow::sync);
+    facts().kind = InstructionClass::vote;
+    const auto mode = std::find(std::begin(kModes), std::end(kModes), modifier(2));
+    if (mode == std::end(kModes)) refuse("mode of vote");
+    now().mode = static_cast<std::uint8_t>(mode - std::begin(kModes));
+    now().a = source_predicate(operand(1));
+    if (operand(1).negated) now().flags |= kNegated;
+    now().e = source(operand(2), 4);
+    now().d = destination(operand(0), has("ballot") ? 4 : 0);
+  }
+
+  void match() {
+    const int bytes = lane_bytes(current_->type());
+    start(dsv2::concat("match.", has("all") ? "all" : "any"), Flow::sync);
+    facts().kind = InstructionClass::vote;
+    now().bytes = static_cast<std::uint8_t>(bytes);
+    now().a = source(operand(1), bytes);
+    now().e = source(operand(2), 4);
+    now().d = destination(operand(0), 4);
+    now().d2 = second_destination(operand(0));
+  }
+
+  void redux() {
+    start(dsv2::concat("redux.", atomic_operation(), ".", current_->type()), Flow::sync);
+    facts().kind = InstructionClass::shuffle;
+    now().a = source(operand(1), 4);
+    now().e = source(operand(2), 4);
+    now().d = destination(operand(0), 4);
+  }
+
+  void elect() {
+    start("elect", Flow::sync);
+    facts().kind = InstructionClass::vote;
+    now().e = source(operand(1), 4);
+    now().d = optional_destination(operand(0), 4);
+    now().d2 = second_destination(operand(0));
+  }
+
+  void activemask() {
+    start("activemask");
+    facts().kind = InstructionClass::vote;
+    now().d = destination(operand(0), 4);
+  }
+
+  // ---- matrices
+  void load_matrix() { matrix_access(true); }
+  void store_matrix() { matrix_access(false); }
+  void matrix_access(bool loads) {
+    if (!has("m8n8") || !has("b16")) refuse("shape or type of ", head());
+    start(loads ? "ldmatrix" : "stmatrix", Flow::sync);
+    facts().kind = loads ? InstructionClass::shared_load : InstructionClass::shared_store;
+    now().space = named_space().value_or(Space::generic);
+    address(operand(loads ? 1 : 0));
+    now().bytes = 16;
+    now().mode = has("trans") ? 1 : 0;
+    now().e = full_mask();
+    const auto elements = data(operand(loads ? 0 : 1));
+    now().elements = static_cast<std::uint8_t>(elements.size());
+    std::vector<std::int32_t> slots;
+    for (const Operand& element : elements) slots.push_back(loads ? destination(element, 4) : source(element, 4));
+    set_list(slots);
+  }
+
+  struct Shape {
+    int m = 0, n = 0, k = 0;
+  };
+  Shape shape() const {
+    for (const std::string_view part : current_->opcode) {
+      Shape result;
+      if (std::sscanf(std::string(part).c_str(), "m%dn%dk%d", &result.m, &result.n, &result.k) == 3) return result;
+    }
+    refuse("shape of ", head());
+  }
+
+  static FlopType tensor_type(std::string_view type) {
+    if (type == "bf16") return FlopType::tensor_bf16;
+    if (type == "f16") return FlopType::tensor_f16;
+    if (type == "tf32") return FlopType::tensor_tf32;
+    if (type == "f64") return FlopType::tensor_f64;
+    if (type == "s8" || type == "u8" || type == "s4" || type == "u4") return FlopType::tensor_int8;
+    refuse("type .", type, " of a matrix");
+  }
+
+  /// d, a, b, c as lists, one after the other; how many each has stands before them.
+  void matrix_operands(std::string_view d_type, std::string_view a_type, std::string_view c_type) {
+    std::vector<std::int32_t> counts;
+    std::vector<std::int32_t> slots;
+    const std::string_view types[] = {d_type, a_type, a_type, c_type};
+    for (const std::size_t i : {1u, 2u, 3u, 0u}) {
+      const int width = types[i] == "f64" ? 8 : 4;
+      const auto elements = data(operand(i));
+      counts.push_back(static_cast<std::int32_t>(elements.size()));
+      for (const Operand& element : elements)
+        slots.push_back(i == 0 ? destination(element, width) : source(element, width));
+    }
+    // Order in the list: a, b, c, d.
+    set_list(slots);
+    now().elements = static_cast<std::uint8_t>(counts[0]);
+    now().bytes = static_cast<std::uint8_t>(counts[1]);
+    now().register_bytes = static_cast<std::uint8_t>(counts[2]);
+    now().flags = static_cast<std::uint8_t>(counts[3]);
+  }
+
+  void note_tensor(const Shape& size, std::string_view type) {
+    facts().kind = InstructionClass::tensor;
+    facts().flop_type = tensor_type(type);
+    facts().flops = static_cast<std::uint32_t>(2 * size.m * size.n * size.k);
+    facts().flops_per_warp = true;
+  }
+
+  void mma() {
+    if (modifier(1) != "sync" || has("sp") || has("sp::ordered_metadata") || has("block_scale")) refuse("form of mma");
+    const auto& parts = current_->opcode;
+    const Shape size = shape();
+    const std::string_view d = parts[parts.size() - 4], a = parts[parts.size() - 3], b = parts[parts.size() - 2];
+    const std::string_view c = parts.back();
+    if (has("xor") || has("and")) refuse("binary mma");
+    start(dsv2::concat("mma.m", size.m, "n", size.n, "k", size.k, ".", d, ".", a, ".", b, ".", c), Flow::sync);
+    if (!has("row") || !has("col")) refuse("layout of mma");
+    note_tensor(size, a);
+    now().mode = has("satfinite") ? 1 : 0;
+    now().e = full_mask();
+    matrix_operands(d, a, c);
+  }
+
+  void wmma() {
+    if (modifier(1) == "mma") return wmma_multiply();
+    const bool loads = modifier(1) == "load";
+    const Shape size = shape();
+    const std::string_view type = current_->type();
+    const std::string_view part = has("a") ? "a" : has("b") ? "b" : loads ? "c" : "d";
+    const bool column = has("col");
+    start(dsv2::concat("wmma.", modifier(1), ".", part, ".m", size.m, "n", size.n, "k", size.k, ".",
+                       column ? "col" : "row", ".", type),
+          Flow::sync);
+    set_space(loads);
+    address(operand(loads ? 1 : 0));
+    now().e = full_mask();
+    const auto elements = data(operand(loads ? 0 : 1));
+    const int width = type == "f64" ? 8 : 4;
+    now().elements = static_cast<std::uint8_t>(elements.size());
+    if (operand_count() > 2) now().b = source(operand(2), 4);
+    std::vector<std::int32_t> slots;
+    for (const Operand& element : elements)
+      slots.push_back(loads ? destination(element, width) : source(element, width));
+    set_list(slots);
+  }
+
+  void wmma_multiply() {
+    const auto& parts = current_->opcode;
+    const Shape size = shape();
+    const std::string_view d = parts[parts.size() - (has("satfinite") ? 3 : 2)];
+    const std::string_view c = parts[parts.size() - (has("satfinite") ? 2 : 1)];
+    // f16 has .d.c only; the other types name .d.a.b.c
+    std::string_view a = "f16";
+    std::string_view result = d;
+    for (const std::string_view candidate : {"bf16", "tf32", "s8", "u8", "f64"}) {
+      if (has(candidate)) a = candidate;
+    }
+    if (a != "f16") result = parts[parts.size() - (has("satfinite") ? 5 : 4)];
+    start(dsv2::concat("wmma.mma.m", size.m, "n", size.n, "k", size.k, ".", result, ".", a, ".", c), Flow::sync);
+    note_tensor(size, a);
+    now().mode = has("satfinite") ? 1 : 0;
+    now().e = full_mask();
+    matrix_operands(result, a, c);
+  }
+
+  // ---- asynchronous copies
+  void copy_async() {
+    if (modifier(1) != "async" || has("bulk") || has("mbarrier")) refuse("form of cp");
+    if (has("commit_group")) return async_group("cp.commit");
+    if (has("wait_group")) return async_group("cp.wait");
+    if (has("wait_all")) return async_group("cp.wait_all");
+    start("cp.async");
+    facts().kind = InstructionClass::async_copy;
+    now().space = Space::shared;
+    address(operand(0));
+    now().space = Space::shared;
+    now().bytes = static_cast<std::uint8_t>(operand(2).bits);
+    const Operand& from = operand(1);
+    if (from.elements[0].kind == Kind::symbol) {
+      now().c = address_constant(symbol(from.elements[0]), 8);
+    } else {
+      now().c = source(from.elements[0], 8);
+    }
+    now().target = static_cast<std::int32_t>(from.offset);
+    const std::size_t extra = operand_count() - (has("L2::cache_hint") ? 1 : 0);
+    if (extra > 3) {  // how many bytes are read, the rest is zero; or whether to ignore the source
+      const Operand& size = operand(3);
+      if (size.kind == Kind::reg && bytes_of(size) == 0) {
+        now().d2 = source_predicate(size);
+        now().mode = 1;
+      } else {
+        now().b = source(size, 4);
+      }
+    }
+  }
+  void async_group(std::string key) {
+    start(std::move(key));
+    facts().kind = InstructionClass::async_copy;
+    if (operand_count() > 0) now().immediate = static_cast<std::int64_t>(operand(0).bits);
+  }
+
+  // ---- after the code is known
+  void allocate() {
+    const std::size_t count = program_->code.size();
+    std::vector<std::vector<int>> successors(count);
+    for (std::size_t i = 0; i < count; ++i) add_successors(i, successors[i]);
+    std::vector<int> units;
+    for (const int bytes : register_bytes_) units.push_back(bytes / 4);
+    std::vector<int> live_at_entry;
+    for (const auto& [special, reg] : special_registers_) live_at_entry.push_back(reg);
+    const RegisterAllocation allocation = allocate_registers(uses_, units, successors, live_at_entry);
+
+    // Predicates first, one word each; the lanes' registers behind them.
+    std::vector<std::int32_t> slots(register_bytes_.size(), -1);
+    std::int32_t predicate_bytes = 0;
+    for (std::size_t reg = 0; reg < slots.size(); ++reg) {
+      if (register_bytes_[reg] != 0 || allocation.units[reg] < 0) continue;
+      slots[reg] = predicate_bytes;
+      predicate_bytes += 4;
+    }
+    predicate_bytes = static_cast<std::int32_t>(align_up(static_cast<std::uint64_t>(predicate_bytes), 64));
+    constexpr std::int32_t kUnitBytes = 4 * kWarpLanes;
+    for (std::size_t reg = 0; reg < slots.size(); ++reg) {
+      if (register_bytes_[reg] != 0 && allocation.units[reg] >= 0)
+        slots[reg] = predicate_bytes + allocation.units[reg] * kUnitBytes;
+    }
+    program_->register_bytes = static_cast<std::size_t>(predicate_bytes + allocation.unit_count * kUnitBytes);
+    program_->info.registers = std::max(1, allocation.unit_count);
+    rewrite(slots);
+    for (const auto& [special, reg] : special_registers_) {
+      const std::int32_t slot = slots[static_cast<std::size_t>(reg)];
+      if (slot >= 0) program_->specials.push_back({special.first, slot, special.second});
+    }
+  }
+
+  void add_successors(std::size_t index, std::vector<int>& successors) const {
+    const Instruction& in = program_->code[index];
+    const std::string& key = program_->facts[index].key;
+    if (key == "brx") {
+      for (std::int64_t i = 0; i < in.immediate; ++i)
+        successors.push_back(program_->lists[static_cast<std::size_t>(in.list + i)]);
+    } else if (key == "bra") {
+      successors.push_back(in.target);
+    }
+    if (falls_through(index)) successors.push_back(static_cast<int>(index) + 1);
+  }
+
+  void rewrite(const std::vector<std::int32_t>& slots) {
+    const auto place = [&slots](std::int32_t& field) {
+      if (field >= 0 && (field & 1) == 0) field = slots[static_cast<std::size_t>(field / 2)];
+    };
+    for (std::size_t i = 0; i < program_->code.size(); ++i) {
+      Instruction& in = program_->code[i];
+      const std::string& key = program_->facts[i].key;
+      for (std::int32_t* field : {&in.d, &in.d2, &in.a, &in.b, &in.e, &in.guard}) place(*field);
+      if (key != "printf" && key != "assert") place(in.c);
+      const auto lists = list_sizes_.find(i);
+      if (lists == list_sizes_.end()) continue;
+      for (const auto& [begin, size] : lists->second) {
+        for (std::size_t at = begin; at < begin + size; ++at) place(program_->lists[at]);
+      }
+    }
+  }
+
+  void find_lines() {
+    const std::size_t count = program_->code.size();
+    program_->line_end.assign(count, 0);
+    program_->sync_end.assign(count, 0);
+    for (std::size_t i = count; i-- > 0;) {
+      const Flow flow = program_->facts[i].flow;
+      const auto next = static_cast<std::uint32_t>(i + 1);
+      program_->line_end[i] = flow == Flow::control || next == count ? next : program_->line_end[i + 1];
+      program_->sync_end[i] = flow != Flow::straight || next == count ? next : program_->sync_end[i + 1];
+    }
+  }
+
+  const ptx::Module& module_;
+  const SymbolTable& symbols_;
+  std::unique_ptr<Program> program_;
+  const ptx::Function& kernel_;
+
+  Frame* frame_ = nullptr;
+  const ptx::Instruction* current_ = nullptr;
+  std::vector<int> register_bytes_;
+  std::vector<RegisterUse> uses_;
+  std::map<std::size_t, std::vector<std::pair<std::size_t, std::size_t>>> list_sizes_;  ///< of operand slots
+  std::vector<std::pair<std::size_t, std::vector<int>>> jump_lists_;
+  std::map<std::pair<std::uint64_t, int>, std::int32_t> constants_;
+  std::map<std::tuple<std::uint64_t, std::uint8_t, std::uint8_t, bool>, std::int32_t> parameter_constants_;
+  std::map<std::pair<Special, int>, int> special_registers_;
+  std::set<std::int32_t> address_taken_;
+  std::vector<std::uint64_t> call_arguments_;
+  std::optional<std::uint64_t> call_result_;
+
+  std::map<std::string, std::uint64_t> shared_;
+  std::uint64_t shared_top_ = kSharedBase;
+  std::uint64_t dynamic_alignment_ = 16;
+  bool uses_dynamic_ = false;
+  std::vector<std::pair<std::size_t, int>> dynamic_constants_;
+  std::uint64_t local_bytes_ = 0;
+};
+
+}  // namespace
+
+std::unique_ptr<Program> lower(const ptx::Module& module, const ptx::Function& kernel, const SymbolTable& symbols) {
+  DSV2_CHECK(kernel.defined, "kernel ", kernel.name, " is declared and not defined");
+  return Lowering(module, kernel, symbols).run();
+}
+
+}  // namespace gpusim

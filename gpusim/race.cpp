@@ -1,0 +1,389 @@
+#include "gpusim/race.h"
+
+#include <algorithm>
+#include <bit>
+
+#include "model/error.h"
+
+namespace gpusim {
+namespace {
+
+template <class Visit>
+void for_lanes(std::uint32_t mask, Visit visit) {
+  for (; mask != 0; mask &= mask - 1) visit(std::countr_zero(mask));
+}
+
+// ---- shared memory
+//
+// A cell's last write and last read are tags: stamp, a bit, warp, lane. Stamps grow with every barrier of the block and
+// every warp-level one, so that "before the last barrier" is one comparison, and a warp's cells are looked at in loops
+// that vectorise: mostly all of them are older than the last barrier, and nothing else has to be asked.
+
+constexpr std::uint32_t kLaneBits = 5;
+constexpr std::uint32_t kWarpShift = kLaneBits;
+constexpr std::uint32_t kFlagBit = 1u << 10;  ///< of a write: atomic; of a read: by several lanes of the warp
+constexpr std::uint32_t kStampShift = 11;
+constexpr std::uint32_t kLastStamp = (1u << (32 - kStampShift)) - 1;
+
+std::uint32_t stamp_of(std::uint32_t tag) { return tag >> kStampShift; }
+std::uint32_t warp_of(std::uint32_t tag) { return tag >> kWarpShift & 31u; }
+std::uint32_t lane_of(std::uint32_t tag) { return tag & 31u; }
+
+/// The cells of one access, in the order of the lanes; neighbouring lanes at one cell are one entry.
+struct Touched {
+  bool contiguous = false;  ///< cell[i] is cell[0] + i
+  std::uint32_t cell[4 * kWarpLanes];
+  std::uint32_t lane[4 * kWarpLanes];  ///< with kFlagBit where several lanes touch it
+  int count = 0;
+};
+
+/// The common patterns of single words by all lanes: side by side, one cell, or the same twice in both half warps.
+/// False where it is none of these.
+bool touch_pattern(const Addresses& offsets, Touched& touched) {
+  constexpr int kHalf = kWarpLanes / 2;
+  alignas(64) std::uint32_t words[kWarpLanes];
+  for (int l = 0; l < kWarpLanes; ++l) words[l] = static_cast<std::uint32_t>(offsets.at[l]) / 4;
+  std::uint32_t not_repeated = 0;
+  for (int l = 0; l < kHalf; ++l) not_repeated |= words[l] ^ words[l + kHalf];
+  std::uint32_t not_uniform = 0;
+  for (int l = 0; l < kHalf; ++l) not_uniform |= (words[l] ^ words[0]) | (words[l + kHalf] ^ words[kHalf]);
+  if (not_uniform == 0) {
+    touched.count = not_repeated == 0 ? 1 : 2;
+    for (int half = 0; half < touched.count; ++half) {
+      touched.cell[half] = words[half * kHalf];
+      touched.lane[half] = static_cast<std::uint32_t>(half * kHalf) | kFlagBit;
+    }
+    return true;
+  }
+  const int count = not_repeated == 0 ? kHalf : kWarpLanes;
+  std::uint32_t not_contiguous = 0;
+  for (int l = 0; l < count; ++l) not_contiguous |= (words[l] - words[0]) ^ static_cast<std::uint32_t>(l);
+  if (not_contiguous != 0) return false;
+  touched.contiguous = true;
+  touched.count = count;
+  for (int l = 0; l < count; ++l) {
+    touched.cell[l] = words[l];
+    touched.lane[l] = static_cast<std::uint32_t>(l) | (not_repeated == 0 ? kFlagBit : 0u);
+  }
+  return true;
+}
+
+Touched touched_cells(const Addresses& offsets, int bytes) {
+  Touched touched;
+  const int cells = bytes / 4;
+  if (cells == 1 && offsets.mask == 0xffffffffu && touch_pattern(offsets, touched)) return touched;
+  if (offsets.pattern == Pattern::unit) {
+    const auto first = static_cast<std::uint32_t>(offsets.at[0] / 4);
+    touched.contiguous = true;
+    touched.count = cells * kWarpLanes;
+    for (int i = 0; i < touched.count; ++i) {
+      touched.cell[i] = first + static_cast<std::uint32_t>(i);
+      touched.lane[i] = static_cast<std::uint32_t>(i / cells);
+    }
+    return touched;
+  }
+  for_lanes(offsets.mask, [&](int lane) {
+    const auto first = static_cast<std::uint32_t>(offsets.at[lane] / 4);
+    if (touched.count >= cells && touched.cell[touched.count - cells] == first) {
+      for (int i = touched.count - cells; i < touched.count; ++i) touched.lane[i] |= kFlagBit;
+      return;
+    }
+    for (int i = 0; i < cells; ++i) {
+      touched.cell[touched.count] = first + static_cast<std::uint32_t>(i);
+      touched.lane[touched.count++] = static_cast<std::uint32_t>(lane);
+    }
+  });
+  return touched;
+}
+
+class SharedRace {
+ public:
+  SharedRace(Warp& warp, std::uint32_t at, Access access)
+      : warp_(warp), block_(*warp.block), at_(at), access_(access), named_(warp.machine->program->named_barriers) {
+    own_ordered_ = std::max(block_.ordered_stamp, warp.ordered_stamp);
+  }
+
+  void run(const Touched& touched) {
+    if (access_ == Access::read) {
+      if (named_ || any_recent_write(touched)) look_at_each(touched);
+      note_reads(touched);
+    } else {
+      if (named_ || any_recent_write(touched) || any_recent_read(touched)) look_at_each(touched);
+      note_writes(touched);
+    }
+    report_lanes(FindingKind::shared_race, between_, other_, "with no barrier between");
+    report_lanes(FindingKind::shared_race_in_warp, within_, other_within_,
+                 "by another lane of the warp, with no __syncwarp between");
+  }
+
+ private:
+  bool any_recent_write(const Touched& touched) const { return any_recent(block_.write_tags, touched); }
+  bool any_recent_read(const Touched& touched) const { return any_recent(block_.read_tags, touched); }
+  bool any_recent(const std::vector<std::uint32_t>& tags, const Touched& touched) const {
+    const std::uint32_t oldest = (block_.ordered_stamp + 1) << kStampShift;
+    std::uint32_t most = 0;
+    if (touched.contiguous) {
+      const std::uint32_t* const first = &tags[touched.cell[0]];
+      for (int i = 0; i < touched.count; ++i) most = std::max(most, first[i]);
+    } else {
+      for (int i = 0; i < touched.count; ++i) most = std::max(most, tags[touched.cell[i]]);
+    }
+    return most >= oldest;
+  }
+
+  void look_at_each(const Touched& touched) {
+    for (int i = 0; i < touched.count; ++i) {
+      const std::uint32_t cell = touched.cell[i];
+      const int lane = static_cast<int>(lane_of(touched.lane[i]));
+      meet_write(lane, cell);
+      if (access_ != Access::read) meet_reads(lane, cell);
+    }
+  }
+
+  /// Whether what warp `other` did at `stamp` is ordered before this point.
+  bool is_ordered(std::uint32_t other, std::uint32_t stamp) const {
+    return stamp <= (named_ ? warp_.clocks[other] : block_.ordered_stamp);
+  }
+
+  void between(int lane, std::uint32_t other_at) {
+    if (between_ == 0) other_ = other_at;
+    between_ |= 1u << lane;
+  }
+  void within(int lane, std::uint32_t other_at) {
+    if (other_at == at_) return;  // one instruction: lanes in lockstep
+    if (within_ == 0) other_within_ = other_at;
+    within_ |= 1u << lane;
+  }
+
+  void meet_write(int lane, std::uint32_t cell) {
+    const std::uint32_t tag = block_.write_tags[cell];
+    if (tag == 0 || (access_ == Access::atomic && (tag & kFlagBit) != 0)) return;
+    if (warp_of(tag) != warp_.index) {
+      if (!is_ordered(warp_of(tag), stamp_of(tag))) between(lane, block_.write_at[cell]);
+    } else if (lane_of(tag) != static_cast<std::uint32_t>(lane) && stamp_of(tag) > own_ordered_) {
+      within(lane, block_.write_at[cell]);
+    }
+  }
+
+  void meet_reads(int lane, std::uint32_t cell) {
+    const std::uint32_t tag = block_.read_tags[cell];
+    if (tag == 0) return;
+    const std::uint32_t others = block_.readers[cell] & ~(1u << warp_.index);
+    if (named_) {
+      for_lanes(others, [&](int other) {
+        const std::uint32_t stamp = block_.cell_reads[cell * block_.warps.size() + static_cast<std::size_t>(other)];
+        if (!is_ordered(static_cast<std::uint32_t>(other), stamp)) between(lane, block_.read_at[cell]);
+      });
+    } else if (others != 0 && stamp_of(tag) > block_.ordered_stamp) {
+      between(lane, block_.read_at[cell]);
+    }
+    const bool by_another_lane = (tag & kFlagBit) != 0 || lane_of(tag) != static_cast<std::uint32_t>(lane);
+    if (warp_of(tag) == warp_.index && stamp_of(tag) > own_ordered_ && by_another_lane)
+      within(lane, block_.read_at[cell]);
+  }
+
+  void note_writes(const Touched& touched) {
+    const std::uint32_t tag =
+        block_.stamp << kStampShift | (access_ == Access::atomic ? kFlagBit : 0u) | warp_.index << kWarpShift;
+    for (int i = 0; i < touched.count; ++i) {
+      block_.write_tags[touched.cell[i]] = tag | lane_of(touched.lane[i]);
+      block_.write_at[touched.cell[i]] = at_;
+    }
+  }
+
+  void note_reads(const Touched& touched) {
+    const std::uint32_t mine = block_.stamp << kStampShift | warp_.index << kWarpShift;
+    const std::uint32_t oldest = (block_.ordered_stamp + 1) << kStampShift;
+    const std::uint32_t own_oldest = (own_ordered_ + 1) << kStampShift;
+    const std::uint32_t bit = 1u << warp_.index;
+    // Readers since the last barrier; in named mode all of them, with their own stamps beside.
+    const std::uint32_t keep_all = named_ ? ~0u : 0u;
+    const std::uint32_t own = warp_.index;
+    const std::uint32_t at = at_;
+    const auto note = [=](std::uint32_t lane, std::uint32_t& tag, std::uint32_t& readers, std::uint32_t& read_at) {
+      const std::uint32_t old = tag;
+      readers = (old >= oldest ? readers : readers & keep_all) | bit;
+      const bool again = (old >= own_oldest) & (warp_of(old) == own);
+      const bool several = again & (((old & kFlagBit) != 0) | (lane_of(old) != lane_of(lane)));
+      tag = mine | lane | (several ? kFlagBit : 0u);
+      read_at = at;
+    };
+    std::uint32_t* const tags = block_.read_tags.data();
+    std::uint32_t* const readers = block_.readers.data();
+    std::uint32_t* const read_at = block_.read_at.data();
+    if (touched.contiguous) {
+      const std::uint32_t first = touched.cell[0];
+#pragma GCC ivdep
+      for (int i = 0; i < touched.count; ++i)
+        note(touched.lane[i], tags[first + i], readers[first + i], read_at[first + i]);
+    } else {
+      for (int i = 0; i < touched.count; ++i) {
+        const std::uint32_t cell = touched.cell[i];
+        note(touched.lane[i], tags[cell], readers[cell], read_at[cell]);
+      }
+    }
+    if (!named_) return;
+    for (int i = 0; i < touched.count; ++i) {
+      block_.cell_reads[touched.cell[i] * block_.warps.size() + warp_.index] = block_.stamp;
+    }
+  }
+
+  void report_lanes(FindingKind kind, std::uint32_t lanes, std::uint32_t other, std::string_view how) {
+    if (lanes == 0) return;
+    FindingRecord* const found = record(warp_, at_, kind, lanes);
+    if (found == nullptr) return;
+    found->other = other;
+    found->warning = kind == FindingKind::shared_race_in_warp;
+    found->message =
+        dsv2::concat(access_ == Access::read ? "read" : "write", " of shared memory that is also touched ", how);
+  }
+
+  Warp& warp_;
+  Block& block_;
+  std::uint32_t at_;
+  Access access_;
+  bool named_;
+  std::uint32_t own_ordered_ = 0;  ///< this warp's own accesses up to this stamp are ordered
+  std::uint32_t between_ = 0;
+  std::uint32_t within_ = 0;
+  std::uint32_t other_ = 0;
+  std::uint32_t other_within_ = 0;
+};
+
+}  // namespace
+
+void check_shared_race(Warp& warp, const Instruction& in, const Addresses& offsets, int bytes, Access access) {
+  // Narrow neighbours share a cell: lanes that touch different bytes of it do not race. Such accesses are not tracked.
+  if (bytes < 4) return;
+  SharedRace(warp, warp.machine->index_of(in), access).run(touched_cells(offsets, bytes));
+}
+
+void order_block(Block& block, bool named) {
+  if (!named) block.ordered_stamp = block.stamp;
+  if (block.stamp < kLastStamp) {
+    ++block.stamp;
+    return;
+  }
+  // The stamps are used up. Where the whole block has met, nothing from before matters any more; else later accesses
+  // share the last stamp, which can only hide a race.
+  if (named) return;
+  std::fill(block.write_tags.begin(), block.write_tags.end(), 0);
+  std::fill(block.read_tags.begin(), block.read_tags.end(), 0);
+  block.ordered_stamp = 0;
+  block.stamp = 1;
+  for (Warp& warp : block.warps) warp.ordered_stamp = 0;
+}
+
+void order_warp(Warp& warp) {
+  warp.ordered_stamp = warp.block->stamp;
+  if (warp.block->stamp < kLastStamp) ++warp.block->stamp;
+}
+
+namespace {
+
+constexpr std::uint32_t kOrderedBit = 0x80000000u;
+
+std::uint16_t saturated(std::size_t value) { return static_cast<std::uint16_t>(std::min<std::size_t>(value, 0xffff)); }
+
+class GlobalRace {
+ public:
+  GlobalRace(Warp& warp, const Instruction& in, Access access)
+      : warp_(warp),
+        order_(*warp.machine->launch->order),
+        at_(warp.machine->index_of(in)),
+        base_(order_.base),
+        block_(base_ + 1 + static_cast<std::uint32_t>(warp.block->linear)),
+        writes_(access != Access::read),
+        ordered_(access == Access::atomic || (in.flags & kOrdered) != 0) {
+    if (ordered_) acquired() = ++order_.clock;
+    release_ = saturated(releases(block_).size());
+  }
+
+  void touch(int lane, GlobalCell& cell) {
+    const std::uint32_t writer = cell.writer & ~kOrderedBit;
+    if (writer > base_ && writer != block_) {
+      const bool both_ordered = ordered_ && (cell.writer & kOrderedBit) != 0;
+      if (!both_ordered && !is_ordered(writer, cell.write_release)) meet(lane, cell.write_at, writer);
+    }
+    if (writes_) {
+      const bool read_by_others = cell.reader >= base_ && cell.reader != block_;
+      if (read_by_others && !ordered_ && !readers_ordered(cell)) meet(lane, cell.read_at, cell.reader);
+      cell.writer = block_ | (ordered_ ? kOrderedBit : 0u);
+      cell.write_at = saturated(at_);
+      cell.write_release = release_;
+    } else if (!ordered_ && cell.reader != base_) {
+      cell.reader = cell.reader < base_ || cell.reader == block_ ? block_ : base_;
+      cell.read_at = saturated(at_);
+      cell.read_release = release_;
+    }
+  }
+
+  void finish() {
+    if (ordered_) releases(block_).push_back(++order_.clock);
+    if (lanes_ == 0) return;
+    FindingRecord* const found = record(warp_, at_, FindingKind::global_race, lanes_);
+    if (found == nullptr) return;
+    if (other_at_ != kFarInstruction) found->other = other_at_;
+    const std::string who =
+        other_block_ == base_ ? std::string("several blocks") : dsv2::concat("block number ", other_block_ - base_ - 1);
+    found->message =
+        dsv2::concat(writes_ ? "write" : "read", " of global memory that ", who, " of the launch also touched");
+  }
+
+ private:
+  std::vector<std::uint64_t>& releases(std::uint32_t block) { return order_.releases[block - base_ - 1]; }
+  std::uint64_t& acquired() { return order_.acquired[block_ - base_ - 1]; }
+
+  /// Whether `other` released what it did after `release` releases, before this block's last acquisition.
+  bool is_ordered(std::uint32_t other, std::uint32_t release) {
+    const auto& times = releases(other);
+    return release < times.size() && times[release] < acquired();
+  }
+  bool readers_ordered(const GlobalCell& cell) {
+    // Several readers: each would have to be asked; a block that has synchronised with others is believed.
+    if (cell.reader == base_) return acquired() != 0;
+    return is_ordered(cell.reader, cell.read_release);
+  }
+
+  void meet(int lane, std::uint16_t at, std::uint32_t block) {
+    if (lanes_ == 0) {
+      other_at_ = at;
+      other_block_ = block;
+    }
+    lanes_ |= 1u << lane;
+  }
+
+  Warp& warp_;
+  GlobalOrder& order_;
+  std::uint32_t at_;
+  std::uint32_t base_;
+  std::uint32_t block_;
+  bool writes_;
+  bool ordered_;
+  std::uint16_t release_ = 0;
+  std::uint32_t lanes_ = 0;
+  std::uint16_t other_at_ = 0;
+  std::uint32_t other_block_ = 0;
+};
+
+}  // namespace
+
+void check_global_race(Warp& warp, const Instruction& in, const Addresses& addresses, int bytes, Access access) {
+  const Machine& machine = *warp.machine;
+  GlobalRace race(warp, in, access);
+  GlobalCell* const cells = machine.launch->global_cells;
+  const auto cell_of = [&](int lane) { return cells + (addresses.at[lane] - machine.arena_base) / 4; };
+  const int each = std::max(1, bytes / 4);
+  // Narrow neighbours share a cell: blocks that write different bytes of it do not race. Such accesses are not tracked.
+  if (bytes >= 4 && addresses.pattern == Pattern::uniform) {
+    for (int i = 0; i < each; ++i) race.touch(0, cell_of(0)[i]);
+  } else if (bytes >= 4) {
+    for_lanes(addresses.mask, [&](int lane) {
+      GlobalCell* const first = cell_of(lane);
+      for (int i = 0; i < each; ++i) race.touch(lane, first[i]);
+    });
+  }
+  race.finish();
+}
+
+}  // namespace gpusim

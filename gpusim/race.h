@@ -1,0 +1,38 @@
+// Races: within a block's shared memory between barriers, and in global memory between the blocks of a launch.
+#pragma once
+
+#include "gpusim/machine.h"
+
+namespace gpusim {
+
+/// What is known of 4 bytes of global memory. Every block of every launch has a number of its own, so that what
+/// earlier launches left needs no clearing: numbers below GlobalOrder::base are nobody.
+struct GlobalCell {
+  std::uint32_t writer = 0;    ///< the top bit: by an ordered access
+  std::uint32_t reader = 0;    ///< GlobalOrder::base: several of this launch
+  std::uint16_t write_at = 0;  ///< instruction, kFarInstruction: further on
+  std::uint16_t read_at = 0;
+  std::uint16_t write_release = 0;  ///< releases that the writer had done by then
+  std::uint16_t read_release = 0;
+};
+inline constexpr std::uint16_t kFarInstruction = 0xffff;
+
+/// Releases and acquisitions of the blocks of a launch, by a common clock: atomics, and loads and stores that are
+/// volatile, acquire, release or relaxed, are both.
+struct GlobalOrder {
+  std::uint32_t base = 0;  ///< block `linear` of the launch is number base + 1 + linear
+  std::uint64_t clock = 0;
+  std::vector<std::vector<std::uint64_t>> releases;  ///< of each block: their times
+  std::vector<std::uint64_t> acquired;               ///< of each block: the time of its last acquisition
+};
+
+/// Offsets in shared memory; the access follows.
+void check_shared_race(Warp& warp, const Instruction& in, const Addresses& offsets, int bytes, Access access);
+/// Host addresses.
+void check_global_race(Warp& warp, const Instruction& in, const Addresses& addresses, int bytes, Access access);
+
+/// A block barrier has been completed, or (`warp`) a warp-level one: what came before is ordered.
+void order_block(Block& block, bool named);
+void order_warp(Warp& warp);
+
+}  // namespace gpusim

@@ -1,0 +1,72 @@
+// What a run found and counted, by kernel: as text on stderr, and as JSON.
+#pragma once
+
+#include <cstdint>
+#include <iosfwd>
+#include <map>
+#include <string>
+#include <string_view>
+#include <tuple>
+#include <vector>
+
+#include "gpusim/environment.h"
+#include "gpusim/launch.h"
+
+namespace gpusim {
+
+/// Version of the JSON: raised when a field changes its meaning or goes.
+inline constexpr int kReportVersion = 1;
+
+/// All launches of one kernel.
+struct KernelRecord {
+  std::uint64_t launches = 0;
+  std::uint64_t blocks = 0;
+  std::uint64_t threads = 0;
+  double seconds = 0;  ///< of simulation
+  Counts counts;
+  std::map<std::pair<std::string, int>, Counts> lines;  ///< by file and line
+};
+
+/// Collects; not thread-safe: the runtime holds its lock.
+class Report {
+ public:
+  Report(const DeviceModel& device, const Environment& environment);
+
+  /// Adds a launch and what it found. `kernel` may be mangled.
+  void add(std::string_view kernel, const LaunchConfig& config, const LaunchResult& result);
+  /// Merges with what was found before of the same kind at the same place; the first of it is told on stderr at once,
+  /// as a program may not live to its end.
+  void add(const Finding& finding);
+
+  /// In the order in which they were first found.
+  const std::vector<Finding>& findings() const { return findings_; }
+  const std::map<std::string, KernelRecord>& kernels() const { return kernels_; }
+  /// Whether something was found that is not a mere warning: what makes a run fail.
+  bool fired() const;
+
+  void write_text(std::ostream& out) const;
+  /// One JSON object, indented, ending in a newline.
+  std::string json() const;
+
+ private:
+  using Key = std::tuple<FindingKind, std::string, std::string, int, std::string, std::string>;
+
+  const DeviceModel& device_;
+  const Environment& environment_;
+  std::map<std::string, KernelRecord> kernels_;
+  std::vector<Finding> findings_;
+  std::map<Key, std::size_t> index_;  // of findings_
+};
+
+/// `_Z3addPfi` as `add(float*, int)`; what is not mangled stays.
+std::string demangled(std::string_view name);
+
+/// The least time that a device needs for what was counted, and what bounds it: distinct sectors at its bandwidth,
+/// FLOPs at its peaks. A bound, no prediction.
+struct LeastTime {
+  double memory_us = 0;
+  double compute_us = 0;
+};
+LeastTime least_time(const DeviceModel& device, const Counts& counts);
+
+}  // namespace gpusim

@@ -1,0 +1,115 @@
+#include "gpusim/runtime_state.h"
+
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <iostream>
+
+namespace gpusim::runtime {
+namespace {
+
+/// What `dsv2 sim` looks for in a program: that it is linked with this library.
+[[gnu::used, gnu::section(".gpusim")]] const char kMarker[] = "gpusim 1";
+
+Environment environment_or_exit() {
+  try {
+    return read_environment([](const char* name) { return std::getenv(name); });
+  } catch (const dsv2::Error& error) {
+    std::cerr << "gpusim: " << error.what() << std::endl;
+    _exit(2);
+  }
+}
+
+/// As early as can be, so that it runs after the program's own exit handlers and destructors.
+[[gnu::constructor(101)]] void finish_at_exit() {
+  on_exit([](int status, void*) { State::get().finish(status); }, nullptr);
+}
+
+}  // namespace
+
+State& State::get() {
+  // Never destroyed: destructors of the program's may still call the runtime.
+  static State* const state = new State(environment_or_exit());
+  return *state;
+}
+
+State::State(Environment from)
+    : environment(std::move(from)),
+      device(device_model(environment.device)),
+      report(device, environment),
+      memory(DeviceMemory::kArenaBytes, environment.settings.checks.any_global()),
+      scheduler(environment.settings.checks.streams, [this](const Finding& finding) { report.add(finding); }) {}
+
+cudaError_t& last_error() {
+  thread_local cudaError_t error = cudaSuccess;
+  return error;
+}
+
+void State::tell(const std::string& call, const Refusal& refusal) {
+  if (refusal.why.empty()) return;
+  Finding finding;
+  finding.kind = refusal.kind;
+  // A program may try a call to see whether it is refused. With all checks off that is its own affair.
+  finding.warning = !any(environment.settings.checks);
+  finding.message = dsv2::concat(call, ": ", refusal.why, " (", cudaGetErrorName(refusal.error), ')');
+  report.add(finding);
+}
+
+void State::report_leaks() {
+  if (!environment.settings.checks.leaks) return;
+  for (const auto& [address, allocation] : memory.live()) {
+    if (!allocation.counted_as_leak) continue;
+    Finding finding;
+    finding.kind = FindingKind::leak;
+    finding.message =
+        dsv2::concat(allocation.bytes, " bytes of ", allocation.what, " at 0x", std::hex, address, " are never freed");
+    report.add(finding);
+  }
+}
+
+void State::reset() {
+  scheduler.wait_all();
+  report_leaks();
+  unload_all();
+  for (const auto& [address, allocation] : memory.live()) {
+    memory.release(address);
+    scheduler.forget({address, allocation.bytes});
+  }
+  sizes_.clear();
+  device_bytes_ = 0;
+  host_visible.clear();
+  pinned_flags.clear();
+  registered.clear();
+  streams.clear();
+  events.clear();
+  captures.clear();
+  forget_graphs();
+  legacy_ = {};
+  ++generation;
+  sticky = cudaSuccess;
+}
+
+void State::finish(int status) {
+  const std::lock_guard lock(mutex);
+  if (finished_) return;
+  finished_ = true;
+  scheduler.wait_all();
+  if (status == 0) report_leaks();  // a program that gave up need not have cleaned up
+  report.write_text(std::cerr);
+  if (!environment.json.empty()) {
+    std::ofstream file(environment.json, std::ios::binary);
+    file << report.json();
+    file.close();
+    if (!file) std::cerr << "gpusim: cannot write " << environment.json << '\n';
+  }
+  if (status != 0 || !report.fired()) return;
+  // exit() is under way and its status cannot be changed; what it would still do that can be seen is flushing.
+  std::cout.flush();
+  std::cerr.flush();
+  std::fflush(nullptr);
+  _exit(1);
+}
+
+}  // namespace gpusim::runtime
