@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstdio>
 #include <cstring>
+#include <span>
 
 #include "gpusim/race.h"
 #include "gpusim/system_calls.h"
@@ -269,6 +270,63 @@ void barrier(Warp& warp, const Instruction& in) {
   try_complete(machine, block, id);
 }
 
+// ---- clusters
+
+/// The blocks that meet at a cluster barrier: the block alone where there is no cluster.
+std::span<Block* const> blocks_of_cluster(Block* const& block) {
+  if (block->cluster.empty()) return {&block, 1};
+  return block->cluster;
+}
+
+void try_complete_cluster(Block* block) {
+  const auto blocks = blocks_of_cluster(block);
+  ClusterBarrier& barrier = blocks[0]->cluster_barrier;
+  std::uint32_t live = 0;
+  for (const Block* const member : blocks) live += member->live;
+  if (barrier.arrived == 0 || barrier.arrived < live) return;
+  barrier.arrived = 0;
+  ++barrier.phase;
+  for (Block* const member : blocks) {
+    for (Warp& warp : member->warps) {
+      for (Group& group : warp.others) {
+        if (group.wait == Wait::cluster) group.wait = Wait::none;
+      }
+    }
+  }
+}
+
+void cluster_arrive(Warp& warp, const Instruction& in) {
+  if (warp.machine->checks.barriers) check_barrier(warp, in, -1, true);
+  Block* const block = warp.block;
+  ClusterBarrier& barrier = blocks_of_cluster(block)[0]->cluster_barrier;
+  warp.cluster_phase = barrier.phase;
+  barrier.arrived += popcount(warp.exec);
+  try_complete_cluster(block);
+}
+
+void cluster_wait(Warp& warp, const Instruction& in) {
+  Block* const block = warp.block;
+  const bool complete = blocks_of_cluster(block)[0]->cluster_barrier.phase != warp.cluster_phase;
+  if (complete) return;
+  warp.others.push_back({.pc = warp.pc, .mask = warp.exec, .wait = Wait::cluster, .at = warp.machine->index_of(in)});
+  set_mask(warp, warp.mask & ~warp.exec);
+  warp.event = true;
+}
+
+/// The address, in the shared memory of block `b` of the cluster, of what `a` is in this block's.
+template <class T>
+void map_address(Warp& warp, const Instruction& in) {
+  for (std::uint32_t mask = warp.exec; mask != 0; mask &= mask - 1) {
+    const int lane = std::countr_zero(mask);
+    T address{};
+    std::memcpy(&address, warp.base[in.a & 1] + (in.a & ~1) + sizeof(T) * static_cast<std::size_t>(lane),
+                sizeof address);
+    const std::uint32_t rank = read_lane(warp, in.b, lane);
+    if (!warp.block->cluster.empty()) address |= static_cast<T>(rank + 1) << kClusterRankShift;
+    std::memcpy(warp.base[0] + in.d + sizeof(T) * static_cast<std::size_t>(lane), &address, sizeof address);
+  }
+}
+
 // ---- branches and exits
 
 void branch(Warp& warp, const Instruction& in) {
@@ -336,6 +394,7 @@ void exit_lanes(Warp& warp, std::uint32_t mask) {
   block.live -= popcount(mask);
   set_mask(warp, warp.mask & ~mask);
   warp.event = true;
+  try_complete_cluster(&block);
   if (block.live == 0) return;
   for (int id = 0; id < static_cast<int>(block.barriers.size()); ++id) try_complete(*warp.machine, block, id);
 }
@@ -702,6 +761,10 @@ void register_control(HandlerRegistry& registry) {
   add_handler(registry, "clock.b64", "", clock);
   add_handler(registry, "bar.sync", "", barrier<Arrival::sync>);
   add_handler(registry, "bar.arrive", "", barrier<Arrival::arrive>);
+  add_handler(registry, "cluster.arrive", "", cluster_arrive);
+  add_handler(registry, "cluster.wait", "", cluster_wait);
+  add_handler(registry, "mapa.b32", "", map_address<std::uint32_t>);
+  add_handler(registry, "mapa.b64", "", map_address<std::uint64_t>);
   add_handler(registry, "bar.red.popc", "", barrier<Arrival::reduce>);
   add_handler(registry, "bar.red.and", "", barrier<Arrival::reduce>);
   add_handler(registry, "bar.red.or", "", barrier<Arrival::reduce>);
@@ -722,6 +785,7 @@ void start_block(Machine& machine, Block& block, std::uint64_t linear) {
   block.stamp = 1;
   block.ordered_stamp = 0;
   block.cluster.clear();
+  block.cluster_barrier = ClusterBarrier{};
   block.warps.resize((block.threads + kWarpLanes - 1) / kWarpLanes);
   const Checks& checks = machine.checks;
   block.shared_state.clear();
@@ -762,6 +826,7 @@ void run_blocks(Machine& machine, std::span<Block* const> blocks) {
     }
     if (!progress) return report_deadlock(machine, blocks);
   }
+  spend(machine, blocks[0]->warps[0]);  // short blocks never yield: their sum may still be over the budget
 }
 
 }  // namespace gpusim

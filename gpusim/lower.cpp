@@ -640,6 +640,7 @@ class Lowering {
         {"mma", &Lowering::mma},
         {"wmma", &Lowering::wmma},
         {"cp", &Lowering::copy_async},
+        {"mapa", &Lowering::map_address},
         {"membar", &Lowering::nothing},
         {"fence", &Lowering::nothing},
         {"prefetch", &Lowering::nothing},
@@ -1264,9 +1265,19 @@ class Lowering {
   }
 
   void cluster_barrier() {
-    start(has("arrive") ? "cluster.arrive" : "cluster.wait", Flow::control);
+    const bool arrives = has("arrive");
+    start(arrives ? "cluster.arrive" : "cluster.wait", arrives ? Flow::straight : Flow::control);
     facts().kind = InstructionClass::barrier;
-    program_->named_barriers = true;
+    if (!has("aligned")) now().flags |= kUnaligned;
+  }
+
+  void map_address() {
+    const int bytes = lane_bytes(current_->type());
+    start(dsv2::concat("mapa.b", 8 * bytes));
+    facts().kind = InstructionClass::integer;
+    now().a = source(operand(1), bytes);
+    now().b = source(operand(2), 4);
+    now().d = destination(operand(0), bytes);
   }
 
   void shuffle() {

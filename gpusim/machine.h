@@ -75,9 +75,10 @@ struct Warp {
   std::uint32_t live = 0;   ///< lanes that have not exited
   std::uint32_t start = 0;  ///< lanes the warp began with
   std::uint32_t pc = 0;
-  std::uint32_t stop = 0;   ///< where another group waits to be joined, or runs first
-  int patience = 0;         ///< backward branches until it yields
-  std::uint32_t index = 0;  ///< in the block
+  std::uint32_t stop = 0;           ///< where another group waits to be joined, or runs first
+  int patience = 0;                 ///< backward branches until it yields
+  std::uint32_t index = 0;          ///< in the block
+  std::uint32_t cluster_phase = 0;  ///< of the cluster's barrier when it last arrived there
   Machine* machine = nullptr;
   Block* block = nullptr;
   const std::int32_t* lists = nullptr;
@@ -104,6 +105,12 @@ struct Barrier {
   std::vector<std::uint32_t> clocks;  ///< of warps that arrived without waiting
 };
 
+/// The barrier of a cluster's blocks; it lies in the first of them.
+struct ClusterBarrier {
+  std::uint32_t arrived = 0;  ///< threads, in this phase
+  std::uint32_t phase = 0;
+};
+
 enum SharedByte : std::uint8_t { kSharedUninitialised = 0, kSharedInitialised = 1, kSharedPending = 2 };
 
 struct Block {
@@ -126,7 +133,8 @@ struct Block {
   std::vector<std::uint32_t> cell_reads;  ///< stamp of each warp's last read of each cell, where barriers are named
   std::uint32_t stamp = 1;                ///< grows with barriers
   std::uint32_t ordered_stamp = 0;        ///< accesses up to it lie before the block's last barrier
-  std::vector<Block*> cluster;            ///< its blocks by rank; empty: none
+  ClusterBarrier cluster_barrier;
+  std::vector<Block*> cluster;  ///< its blocks by rank; empty: none
 };
 
 /// Counts of memory traffic at one instruction.

@@ -198,6 +198,14 @@ TEST_F(GpusimChecks, EndlessLoopUnderABudget) {
   expect_clean(device_.run("endless", {1}, {32}, device_.put(std::vector<int>{1}), device_.fresh<float>(1)));
 }
 
+TEST_F(GpusimChecks, ManyShortBlocksUnderABudget) {
+  device_.settings.instruction_budget = 300;
+  const LaunchResult result = device_.run("write_within", {1000}, {32}, device_.fresh<float>(32000), 32000);
+  EXPECT_EQ(result.status, LaunchStatus::time_out);
+  ASSERT_EQ(result.findings.size(), 1u) << text_of(result.findings);
+  EXPECT_EQ(result.findings[0].kind, FindingKind::instruction_budget);
+}
+
 TEST_F(GpusimChecks, CopyThatIsNotWaitedFor) {
   float* const in = device_.put(numbers(256));
   expect_fault(device_.run("missing_wait", {1}, {32}, in, device_.fresh<float>(128)),

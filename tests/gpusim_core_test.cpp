@@ -666,6 +666,31 @@ TEST(GpusimPtx, ScopesHideRegistersAndLabels) {
        [](Bits a, Bits, Bits) { return a; }});
 }
 
+/// Each block of a cluster of two writes its shared memory and reads the other's.
+TEST(GpusimCluster, BlocksReadEachOthersSharedMemory) {
+  const std::string text =
+      ".version 8.0\n.target sm_90\n.address_size 64\n.visible .entry f(.param .u64 out) .reqnctapercluster 2, 1, "
+      "1\n{\n"
+      ".reg .b32 %r<12>;\n.reg .b64 %rd<4>;\n.shared .align 4 .b8 tile[256];\n"
+      "mov.u32 %r1, %tid.x;\nmov.u32 %r2, %cluster_ctarank;\nmov.u32 %r3, %ctaid.x;\n"
+      "shl.b32 %r4, %r1, 2;\nmov.u32 %r5, tile;\nadd.u32 %r5, %r5, %r4;\n"
+      "mad.lo.u32 %r6, %r3, 1000, %r1;\nst.shared.u32 [%r5], %r6;\n"
+      "barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;\n"
+      "xor.b32 %r7, %r2, 1;\nmapa.shared::cluster.u32 %r8, %r5, %r7;\nld.shared::cluster.u32 %r9, [%r8];\n"
+      "barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;\n"
+      "ld.param.u64 %rd1, [out];\nmov.u32 %r10, %ntid.x;\nmad.lo.u32 %r11, %r3, %r10, %r1;\n"
+      "mad.wide.u32 %rd2, %r11, 4, %rd1;\nst.global.u32 [%rd2], %r9;\nret;\n}\n";
+  Simulated device(text);
+  EXPECT_EQ(device.module().kernel("f")->cluster, (Dim3{2, 1, 1}));
+  device.cluster = {2, 1, 1};
+  unsigned* const out = device.fresh<unsigned>(4 * 64);
+  const LaunchResult result = device.run("f", {4}, {64}, out);
+  EXPECT_EQ(text_of(result.findings), "");
+  for (unsigned block = 0; block < 4; ++block) {
+    for (unsigned t = 0; t < 64; ++t) ASSERT_EQ(out[block * 64 + t], (block ^ 1) * 1000 + t) << block << ", " << t;
+  }
+}
+
 TEST(GpusimMemory, FreedMemoryIsNotHandedOutAgain) {
   DeviceMemory memory(1 << 20, true);
   const std::uint64_t first = memory.allocate(1000, "a");
