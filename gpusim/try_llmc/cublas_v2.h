@@ -1,5 +1,5 @@
-// As much of cuBLAS as try_llmc.py's programs call, as plain kernels: the library itself is machine code only. Column-major,
-// f32 or bf16 matrices, f32 arithmetic; a call that asks for anything else ends the program and says so.
+// As much of cuBLAS as try_llmc.py's programs call, as plain kernels: the library itself is machine code only.
+// Column-major, f32 or bf16 matrices, f32 arithmetic; a call that asks for anything else ends the program and says so.
 #pragma once
 
 #include <cuda_bf16.h>

@@ -1,5 +1,5 @@
-// Lanes that leave nested loops at different times and go round the outer one again, while others still hold 64-bit pointers
-// of the inner: a register of one lane must not be where another lane's, of another width, still is.
+// Lanes that leave nested loops at different times and go round the outer one again, while others still hold 64-bit
+// pointers of the inner: a register of one lane must not be where another lane's, of another width, still is.
 #include <cmath>
 #include <vector>
 
