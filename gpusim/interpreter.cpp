@@ -215,6 +215,8 @@ void check_barrier(Warp& warp, const Instruction& in, int id, bool whole_block) 
            dsv2::concat("barrier after ", block.threads - block.live, " of the block's ", block.threads,
                         " threads have exited"));
   }
+  // A barrier of a number of threads is met by producers and consumers in their own places.
+  if (!whole_block) return;
   for (const Warp& other : block.warps) {
     for (const Group& group : other.others) {
       if (!waits_at(group, id) || machine.program->facts[group.at].place == machine.program->facts[at].place) continue;
@@ -795,7 +797,7 @@ void start_block(Machine& machine, Block& block, std::uint64_t linear) {
     std::memset(block.shared.data(), 0xff, block.shared_end);
   }
   if (checks.shared_races) {
-    const std::size_t cells = block.shared_end / 4 + 1;
+    const std::size_t cells = block.shared_end / machine.program->shared_cell_bytes + 1;
     block.write_tags.assign(cells, 0);
     block.read_tags.assign(cells, 0);
     block.write_at.assign(cells, 0);

@@ -153,6 +153,7 @@ class Lowering {
     allocate();
     refuse_unknown(*program_);
     find_lines();
+    find_narrow_accesses();
     report_refusals();
     program_->local_bytes = align_up(local_bytes_, 16);
     program_->info.local_bytes = program_->local_bytes;
@@ -160,6 +161,19 @@ class Lowering {
   }
 
  private:
+  /// How finely races in shared memory have to be told apart.
+  void find_narrow_accesses() {
+    for (std::size_t i = 0; i < program_->code.size(); ++i) {
+      const std::string& key = program_->facts[i].key;
+      const Instruction& in = program_->code[i];
+      const bool accesses =
+          key.starts_with("ld") || key.starts_with("st") || key.starts_with("atom") || key.starts_with("red");
+      const bool may_be_shared = in.space == ptx::Space::shared || in.space == ptx::Space::generic;
+      if (accesses && may_be_shared && in.bytes > 0)
+        program_->shared_cell_bytes = std::min<std::uint32_t>(program_->shared_cell_bytes, in.bytes);
+    }
+  }
+
   /// One inlined instance of a function.
   struct Frame {
     const ptx::Function* function = nullptr;
@@ -803,6 +817,19 @@ class Lowering {
     const std::string_view from = current_->type();
     const bool packs = to.ends_with("x2") && from == "f32";
     if (has("scaled::n2::ue8m0")) refuse("scaled conversion");
+    const auto width = [&](const Operand& o, std::string_view type) {
+      return o.kind == Kind::reg ? std::max(bytes_of(o), lane_bytes(type)) : lane_bytes(type);
+    };
+    // A wider register may hold the source, whose low part is meant, and take the result, which is extended.
+    const bool from_wider = !packs && width(operand(1), from) > lane_bytes(from);
+    const bool to_wider = width(operand(0), to) > lane_bytes(to);
+    std::int32_t low = -1;
+    if (from_wider) {
+      low = new_register(4);
+      resize("cvt.u32.u64", 8);
+      now().a = source(operand(1), 8, "u64");
+      now().d = define(low);
+    }
     start(dsv2::concat("cvt.", to, ".", from));
     facts().kind = InstructionClass::convert;
     set_conversion(to, from);
@@ -810,16 +837,26 @@ class Lowering {
       now().a = source(operand(1), 4, "f32");
       now().b = source(operand(2), 4, "f32");
     } else {
-      const Operand& value = operand(1);
-      // A wider register may hold the source: its low part is meant.
-      now().register_bytes = static_cast<std::uint8_t>(value.kind == Kind::reg ? bytes_of(value) : lane_bytes(from));
-      now().a = source(value, now().register_bytes, from);
-      if (now().register_bytes != lane_bytes(from)) refuse("cvt from a wider register");
+      now().register_bytes = static_cast<std::uint8_t>(lane_bytes(from));
+      now().a = from_wider ? use(low) : source(operand(1), lane_bytes(from), from);
     }
-    const Operand& result = operand(0);
-    const int width = result.kind == Kind::reg ? bytes_of(result) : lane_bytes(to);
-    if (width != lane_bytes(to)) refuse("cvt to a wider register");
-    now().d = destination(result, width);
+    if (!to_wider) {
+      now().d = destination(operand(0), lane_bytes(to));
+      return;
+    }
+    const std::int32_t narrow = new_register(4);
+    now().d = define(narrow);
+    resize(to.front() == 's' ? "cvt.s64.s32" : "cvt.u64.u32", 4);
+    now().a = use(narrow);
+    now().d = destination(operand(0), 8);
+  }
+
+  /// Begins a conversion between integers that no instruction of the program stands for.
+  void resize(std::string key, int source_bytes) {
+    start(std::move(key));
+    facts().kind = InstructionClass::convert;
+    facts().synthetic = true;
+    now().register_bytes = static_cast<std::uint8_t>(source_bytes);
   }
 
   void set_conversion(std::string_view to, std::string_view from) {

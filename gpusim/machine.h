@@ -124,7 +124,7 @@ struct Block {
   std::size_t shared_end = 0;
   std::array<Barrier, 16> barriers;
   std::vector<std::uint8_t> shared_state;  ///< SharedByte, where such checks are on
-  // What the race check knows of each 4-byte cell: the tags are race.cpp's.
+  // What the race check knows of each cell, Program::shared_cell_bytes wide: the tags are race.cpp's.
   std::vector<std::uint32_t> write_tags;
   std::vector<std::uint32_t> read_tags;
   std::vector<std::uint32_t> write_at;  ///< instruction

@@ -29,20 +29,22 @@ std::uint32_t stamp_of(std::uint32_t tag) { return tag >> kStampShift; }
 std::uint32_t warp_of(std::uint32_t tag) { return tag >> kWarpShift & 31u; }
 std::uint32_t lane_of(std::uint32_t tag) { return tag & 31u; }
 
+constexpr int kMostCells = 16;  ///< of a lane: 16 bytes one by one
+
 /// The cells of one access, in the order of the lanes; neighbouring lanes at one cell are one entry.
 struct Touched {
   bool contiguous = false;  ///< cell[i] is cell[0] + i
-  std::uint32_t cell[4 * kWarpLanes];
-  std::uint32_t lane[4 * kWarpLanes];  ///< with kFlagBit where several lanes touch it
+  std::uint32_t cell[kMostCells * kWarpLanes];
+  std::uint32_t lane[kMostCells * kWarpLanes];  ///< with kFlagBit where several lanes touch it
   int count = 0;
 };
 
-/// The common patterns of single words by all lanes: side by side, one cell, or the same twice in both half warps.
+/// The common patterns of single cells by all lanes: side by side, one cell, or the same twice in both half warps.
 /// False where it is none of these.
-bool touch_pattern(const Addresses& offsets, Touched& touched) {
+bool touch_pattern(const Addresses& offsets, std::uint32_t cell_bytes, Touched& touched) {
   constexpr int kHalf = kWarpLanes / 2;
   alignas(64) std::uint32_t words[kWarpLanes];
-  for (int l = 0; l < kWarpLanes; ++l) words[l] = static_cast<std::uint32_t>(offsets.at[l]) / 4;
+  for (int l = 0; l < kWarpLanes; ++l) words[l] = static_cast<std::uint32_t>(offsets.at[l]) / cell_bytes;
   std::uint32_t not_repeated = 0;
   for (int l = 0; l < kHalf; ++l) not_repeated |= words[l] ^ words[l + kHalf];
   std::uint32_t not_uniform = 0;
@@ -68,12 +70,12 @@ bool touch_pattern(const Addresses& offsets, Touched& touched) {
   return true;
 }
 
-Touched touched_cells(const Addresses& offsets, int bytes) {
+Touched touched_cells(const Addresses& offsets, int bytes, std::uint32_t cell_bytes) {
   Touched touched;
-  const int cells = bytes / 4;
-  if (cells == 1 && offsets.mask == 0xffffffffu && touch_pattern(offsets, touched)) return touched;
+  const int cells = bytes / static_cast<int>(cell_bytes);
+  if (cells == 1 && offsets.mask == 0xffffffffu && touch_pattern(offsets, cell_bytes, touched)) return touched;
   if (offsets.pattern == Pattern::unit) {
-    const auto first = static_cast<std::uint32_t>(offsets.at[0] / 4);
+    const auto first = static_cast<std::uint32_t>(offsets.at[0]) / cell_bytes;
     touched.contiguous = true;
     touched.count = cells * kWarpLanes;
     for (int i = 0; i < touched.count; ++i) {
@@ -83,7 +85,7 @@ Touched touched_cells(const Addresses& offsets, int bytes) {
     return touched;
   }
   for_lanes(offsets.mask, [&](int lane) {
-    const auto first = static_cast<std::uint32_t>(offsets.at[lane] / 4);
+    const auto first = static_cast<std::uint32_t>(offsets.at[lane]) / cell_bytes;
     if (touched.count >= cells && touched.cell[touched.count - cells] == first) {
       for (int i = touched.count - cells; i < touched.count; ++i) touched.lane[i] |= kFlagBit;
       return;
@@ -253,9 +255,8 @@ class SharedRace {
 }  // namespace
 
 void check_shared_race(Warp& warp, const Instruction& in, const Addresses& offsets, int bytes, Access access) {
-  // Narrow neighbours share a cell: lanes that touch different bytes of it do not race. Such accesses are not tracked.
-  if (bytes < 4) return;
-  SharedRace(warp, warp.machine->index_of(in), access).run(touched_cells(offsets, bytes));
+  const std::uint32_t cell_bytes = warp.machine->program->shared_cell_bytes;
+  SharedRace(warp, warp.machine->index_of(in), access).run(touched_cells(offsets, bytes, cell_bytes));
 }
 
 void order_block(Block& block, bool named) {

@@ -98,6 +98,18 @@ TEST_F(GpusimChecks, UninitialisedGlobal) {
   expect_clean(device_.run("uninitialised_global", {1}, {40}, in, device_.fresh<float>(64)));
 }
 
+TEST_F(GpusimChecks, RacesOfNarrowAccesses) {
+  expect_fault(device_.run("narrow_missing_barrier", {1}, {64}, device_.fresh<float>(64)), FindingKind::shared_race,
+               "narrow_missing_barrier");
+  expect_clean(device_.run("narrow_neighbours", {1}, {64}, device_.fresh<float>(64)));
+}
+
+TEST_F(GpusimChecks, ProducersAndConsumersMeetInDifferentPlaces) {
+  float* const out = device_.fresh<float>(32);
+  expect_clean(device_.run("producer_consumer", {1}, {64}, device_.put(numbers(160)), out, 5));
+  for (int lane = 0; lane < 32; ++lane) EXPECT_EQ(out[lane], static_cast<float>(5 * (31 - lane) + 320)) << lane;
+}
+
 TEST_F(GpusimChecks, UninitialisedTailOfSharedMemory) {
   const Finding finding = expect_fault(device_.run("uninitialised_tail", {1}, {64}, device_.fresh<float>(64)),
                                        FindingKind::uninitialised, "uninitialised_tail");

@@ -494,6 +494,17 @@ TEST(GpusimAlu, ConversionsOfFloats) {
          {0},
          {0},
          [](Bits a, Bits, Bits) { return bits_of(static_cast<double>(as_float(a))); }});
+  // A wider register holds the source, takes the result, or both: its low part; extended.
+  const std::vector<Bits> wide = {0x00000000ffffffff, 0x1234567880000000, 0xffffffff7fffffff, 0x0000000100000080};
+  check({"cvt.s64.s32 d, a;", 8, 8, 4, 4, wide, {0}, {0}, [](Bits a, Bits, Bits) {
+           return static_cast<Bits>(std::int64_t{static_cast<std::int32_t>(a)});
+         }});
+  check({"cvt.s32.s8 d, a;", 8, 8, 4, 4, wide, {0}, {0}, [](Bits a, Bits, Bits) {
+           return static_cast<Bits>(std::int64_t{static_cast<std::int8_t>(a)});
+         }});
+  check({"cvt.u32.u16 d, a;", 8, 4, 4, 4, wide, {0}, {0}, [](Bits a, Bits, Bits) {
+           return static_cast<Bits>(static_cast<std::uint16_t>(a));
+         }});
   const std::pair<std::string, float (*)(float)> whole[] = {
       {"rni", std::nearbyint}, {"rzi", std::trunc}, {"rmi", std::floor}, {"rpi", std::ceil}};
   for (const auto& [name, to_whole] : whole) {

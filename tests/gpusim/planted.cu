@@ -54,6 +54,43 @@ __global__ void with_barrier(float* out) {
   __syncthreads();
   out[threadIdx.x] = tile[(threadIdx.x + 33) % 64];
 }
+/// Two bytes wide, and with a barrier before what is read, so that only the last write can race.
+__global__ void narrow_missing_barrier(float* out) {
+  __shared__ unsigned short tile[64];
+  tile[63 - threadIdx.x] = 0;
+  __syncthreads();
+  tile[threadIdx.x] = static_cast<unsigned short>(threadIdx.x);
+  out[threadIdx.x] = tile[(threadIdx.x + 33) % 64];  // FAULT narrow_missing_barrier
+}
+/// Lanes and warps in different bytes of one word.
+__global__ void narrow_neighbours(float* out) {
+  __shared__ unsigned char tile[64];
+  const unsigned own = 2 * (threadIdx.x % 32) + threadIdx.x / 32;
+  tile[own] = static_cast<unsigned char>(threadIdx.x);
+  out[threadIdx.x] = tile[own];
+}
+/// A warp fills two buffers in turn while another reads: full and empty barriers, arrived at in different places.
+__global__ void producer_consumer(const float* in, float* out, int rounds) {
+  __shared__ float tile[2][32];
+  const int lane = threadIdx.x % 32;
+  if (threadIdx.x >= 32) {
+    for (int round = 0; round < rounds; ++round) {
+      asm volatile("bar.sync %0, 64;" ::"r"(1 + round % 2) : "memory");
+      tile[round % 2][lane] = in[32 * round + lane];
+      asm volatile("bar.arrive %0, 64;" ::"r"(3 + round % 2) : "memory");
+    }
+  } else {
+    asm volatile("bar.arrive 1, 64;" ::: "memory");
+    asm volatile("bar.arrive 2, 64;" ::: "memory");
+    float sum = 0;
+    for (int round = 0; round < rounds; ++round) {
+      asm volatile("bar.sync %0, 64;" ::"r"(3 + round % 2) : "memory");
+      sum += tile[round % 2][31 - lane];
+      if (round + 2 < rounds) asm volatile("bar.arrive %0, 64;" ::"r"(1 + round % 2) : "memory");
+    }
+    out[lane] = sum;
+  }
+}
 /// The second barrier of a double-buffered loop is missing: the next write meets this round's reads.
 __global__ void missing_second_barrier(const float* in, float* out, int rounds) {
   __shared__ float tile[64];
