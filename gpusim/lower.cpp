@@ -1528,6 +1528,7 @@ class Lowering {
     if (has("wait_group")) return async_group("cp.wait");
     if (has("wait_all")) return async_group("cp.wait_all");
     start("cp.async");
+    program_->copies_asynchronously = true;
     facts().kind = InstructionClass::async_copy;
     now().space = Space::shared;
     address(operand(0));

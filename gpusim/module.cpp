@@ -297,6 +297,7 @@ class LaunchRun {
     machine.code = launch_.bound->code.data();
     machine.arena_base = launch_.memory->base();
     machine.checks = launch_.settings.checks;
+    machine.checks.async_copies &= program().copies_asynchronously;  // what cannot happen is not watched
     machine.counted = launch_.settings.counts;
     machine.touched = launch_.settings.touched;
     machine.observes = is_instrumented(launch_.settings);

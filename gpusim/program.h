@@ -197,7 +197,8 @@ struct Program {
   std::size_t static_shared_bytes = 0;
   bool ordered = false;                 ///< the order of its blocks can be seen in the result
   std::uint32_t shared_cell_bytes = 4;  ///< of the narrowest access that may be to shared memory, at most 4
-  bool named_barriers = false;          ///< barriers of a part of the block: races are tracked warp by warp
+  bool copies_asynchronously = false;
+  bool named_barriers = false;  ///< barriers of a part of the block: races are tracked warp by warp
 };
 
 /// Addresses that the module's symbols have got.
