@@ -207,7 +207,8 @@ std::span<const QuantiseVariant> quantise_variants() {
   return all;
 }
 
-constexpr std::int64_t kParallelFrom = 1 << 16;  // elements: less is done sooner than threads are woken
+// Elements: less is done sooner than threads are woken. Unused without OpenMP.
+[[maybe_unused]] constexpr std::int64_t kParallelFrom = 1 << 16;
 
 Tensor quantise(const TensorView& matrix, DType dtype) {
   check_quantised(dtype);

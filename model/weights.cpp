@@ -42,7 +42,8 @@ void require_drawn(DType dtype) {
              "random weights: expected dtype f32, bf16, int8 or int4, found ", name(dtype));
 }
 
-constexpr std::int64_t kParallelFrom = 1 << 16;  // elements: less is done sooner than threads are woken
+// Elements: less is done sooner than threads are woken. Unused without OpenMP.
+[[maybe_unused]] constexpr std::int64_t kParallelFrom = 1 << 16;
 
 /// Draws all of `view` into `to`; of a quantised matrix panel by panel, so that it never exists as floats.
 void draw(std::byte* to, const TensorView& view, std::uint64_t stream, const Fill& how) {
