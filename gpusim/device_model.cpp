@@ -13,6 +13,36 @@ constexpr std::size_t kKib = 1024, kMib = 1024 * kKib, kGib = 1024 * kMib;
 // Threads, blocks, registers and shared memory: CUDA C++ Programming Guide 13.0, "Technical Specifications per Compute
 // Capability" (columns 8.0, 8.9, 9.0, 12.0). Of shared memory 1 KiB a block is the system's, so that a block may ask
 // for 1 KiB less than a multiprocessor has.
+
+// NVIDIA H100 Tensor Core GPU Architecture whitepaper v1.04, tables 1 to 3 (SXM5; dense figures); H100 datasheet.
+constexpr DeviceModel kH100{.name = "h100",
+                            .marketing = "NVIDIA H100 80GB HBM3",
+                            .capability = 90,
+                            .ptx_capability = 90,
+                            .multiprocessors = 132,
+                            .memory_bytes = 80 * kGib,
+                            .bandwidth_gb_s = 3350,
+                            .l2_bytes = 50 * kMib,
+                            .clock_khz = 1'980'000,
+                            .shared_per_block_optin = 227 * kKib,
+                            .shared_per_multiprocessor = 228 * kKib,
+                            .threads_per_multiprocessor = 2048,
+                            .blocks_per_multiprocessor = 32,
+                            .dense_bf16_tflop_s = 989.4,
+                            .dense_tf32_tflop_s = 494.7,
+                            .dense_int8_top_s = 1978.9,
+                            .f32_tflop_s = 66.9};
+
+// NVIDIA H200 datasheet (SXM): the H100's chip, 141 GB at 4.8 TB/s.
+constexpr DeviceModel kH200 = [] {
+  DeviceModel model = kH100;
+  model.name = "h200";
+  model.marketing = "NVIDIA H200";
+  model.memory_bytes = 141'000'000'000;
+  model.bandwidth_gb_s = 4800;
+  return model;
+}();
+
 constexpr std::array kModels = {
     // NVIDIA A100 Tensor Core GPU Architecture whitepaper, tables 1 and 4; A100 80GB datasheet (bandwidth, SXM).
     DeviceModel{.name = "a100",
@@ -32,42 +62,8 @@ constexpr std::array kModels = {
                 .dense_tf32_tflop_s = 156,
                 .dense_int8_top_s = 624,
                 .f32_tflop_s = 19.5},
-    // NVIDIA H100 Tensor Core GPU Architecture whitepaper v1.04, tables 1 to 3 (SXM5; dense figures); H100 datasheet.
-    DeviceModel{.name = "h100",
-                .marketing = "NVIDIA H100 80GB HBM3",
-                .capability = 90,
-                .ptx_capability = 90,
-                .multiprocessors = 132,
-                .memory_bytes = 80 * kGib,
-                .bandwidth_gb_s = 3350,
-                .l2_bytes = 50 * kMib,
-                .clock_khz = 1'980'000,
-                .shared_per_block_optin = 227 * kKib,
-                .shared_per_multiprocessor = 228 * kKib,
-                .threads_per_multiprocessor = 2048,
-                .blocks_per_multiprocessor = 32,
-                .dense_bf16_tflop_s = 989.4,
-                .dense_tf32_tflop_s = 494.7,
-                .dense_int8_top_s = 1978.9,
-                .f32_tflop_s = 66.9},
-    // NVIDIA H200 datasheet (SXM): the H100's chip, 141 GB at 4.8 TB/s.
-    DeviceModel{.name = "h200",
-                .marketing = "NVIDIA H200",
-                .capability = 90,
-                .ptx_capability = 90,
-                .multiprocessors = 132,
-                .memory_bytes = 141'000'000'000,
-                .bandwidth_gb_s = 4800,
-                .l2_bytes = 50 * kMib,
-                .clock_khz = 1'980'000,
-                .shared_per_block_optin = 227 * kKib,
-                .shared_per_multiprocessor = 228 * kKib,
-                .threads_per_multiprocessor = 2048,
-                .blocks_per_multiprocessor = 32,
-                .dense_bf16_tflop_s = 989.4,
-                .dense_tf32_tflop_s = 494.7,
-                .dense_int8_top_s = 1978.9,
-                .f32_tflop_s = 66.9},
+    kH100,
+    kH200,
     // NVIDIA Ada GPU Architecture whitepaper v2.1, appendix A (RTX 4090; dense, f32 accumulation).
     DeviceModel{.name = "rtx4090",
                 .marketing = "NVIDIA GeForce RTX 4090",

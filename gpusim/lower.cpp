@@ -1008,6 +1008,18 @@ class Lowering {
     if (now().space == Space::global || now().space == Space::generic) program_->ordered = true;
   }
 
+  /// The width of the registers that hold what a load or store moves, `bytes` an element.
+  template <class Elements>
+  int set_data_register(const Elements& elements, int bytes) {
+    int width = std::max(4, bytes);
+    for (const Operand& element : elements) {
+      if (element.kind == Kind::reg) width = bytes_of(element);
+    }
+    if (width < bytes || (width > 8 && width != bytes)) refuse("register of another size");
+    now().register_bytes = static_cast<std::uint8_t>(width);
+    return width;
+  }
+
   void load() {
     const std::string_view type = current_->type();
     const int bytes = ptx::type_bytes(type);
@@ -1020,12 +1032,7 @@ class Lowering {
     note_ordered_access();
     const auto elements = data(operand(0));
     now().elements = static_cast<std::uint8_t>(elements.size());
-    int width = std::max(4, bytes);
-    for (const Operand& element : elements) {
-      if (element.kind == Kind::reg) width = bytes_of(element);
-    }
-    if (width < bytes || (width > 8 && width != bytes)) refuse("register of another size");
-    now().register_bytes = static_cast<std::uint8_t>(width);
+    const int width = set_data_register(elements, bytes);
     std::vector<std::int32_t> slots;
     for (const Operand& element : elements) slots.push_back(optional_destination(element, width));
     if (now().space == Space::param && operand(1).elements[0].kind == Kind::symbol) {
@@ -1064,12 +1071,7 @@ class Lowering {
     note_ordered_access();
     const auto elements = data(operand(1));
     now().elements = static_cast<std::uint8_t>(elements.size());
-    int width = std::max(4, bytes);
-    for (const Operand& element : elements) {
-      if (element.kind == Kind::reg) width = bytes_of(element);
-    }
-    if (width < bytes || (width > 8 && width != bytes)) refuse("register of another size");
-    now().register_bytes = static_cast<std::uint8_t>(width);
+    const int width = set_data_register(elements, bytes);
     std::vector<std::int32_t> slots;
     for (const Operand& element : elements) slots.push_back(source(element, width, type));
     set_list(slots);

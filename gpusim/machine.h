@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -235,6 +236,12 @@ struct Addresses {
   std::uint32_t mask = 0;  ///< lanes that access
   Pattern pattern = Pattern::scattered;
 };
+
+/// Calls `visit` with the number of each lane of `mask`, in order.
+template <class Visit>
+void for_lanes(std::uint32_t mask, Visit visit) {
+  for (; mask != 0; mask &= mask - 1) visit(std::countr_zero(mask));
+}
 
 /// Records a finding at an instruction. The record, where it is the first of its kind there and wants a message.
 FindingRecord* record(Warp& warp, std::uint32_t at, FindingKind kind, std::uint32_t lanes);

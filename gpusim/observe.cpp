@@ -10,11 +10,6 @@
 namespace gpusim {
 namespace {
 
-template <class Visit>
-void for_lanes(std::uint32_t mask, Visit visit) {
-  for (; mask != 0; mask &= mask - 1) visit(std::countr_zero(mask));
-}
-
 std::string_view verb(Access access) {
   return access == Access::read ? "read" : access == Access::write ? "write" : "atomic";
 }

@@ -8,11 +8,6 @@
 namespace gpusim {
 namespace {
 
-template <class Visit>
-void for_lanes(std::uint32_t mask, Visit visit) {
-  for (; mask != 0; mask &= mask - 1) visit(std::countr_zero(mask));
-}
-
 // ---- shared memory
 //
 // A cell's last write and last read are tags: stamp, a bit, warp, lane. Stamps grow with every barrier of the block and
