@@ -228,6 +228,18 @@ void check_barrier(Warp& warp, const Instruction& in, int id, bool whole_block) 
   }
 }
 
+/// A warp arrives as one: lanes that have come this far on another path wait for those that are still on theirs. False
+/// when all are here, or when the others cannot come; the barrier says so then.
+bool waits_for_stragglers(Warp& warp, const Instruction& in) {
+  const bool wait = (in.flags & kUnaligned) == 0 && warp.exec != warp.live && warp.exec == warp.mask && !warp.forced &&
+                    !warp.others.empty();
+  warp.forced = false;
+  if (!wait) return false;
+  warp.pc = warp.machine->index_of(in);
+  park(warp, Wait::warp);
+  return true;
+}
+
 /// Arrival at a barrier; the kinds differ in what they wait for and what they get.
 enum class Arrival { sync, arrive, reduce };
 
@@ -238,6 +250,7 @@ void barrier(Warp& warp, const Instruction& in) {
   const int lane = std::countr_zero(warp.exec);
   const int id = static_cast<int>(read_lane(warp, in.a, lane) & 15u);
   const std::uint32_t count = in.b >= 0 ? read_lane(warp, in.b, lane) : 0;
+  if (waits_for_stragglers(warp, in)) return;
   if (machine.checks.barriers) check_barrier(warp, in, id, count == 0);
 
   Barrier& at = block.barriers[static_cast<std::size_t>(id)];

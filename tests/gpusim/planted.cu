@@ -161,6 +161,25 @@ __global__ void grid_sync(float* data, float* out) {
 
 // ---- barriers and shuffles
 
+/// One lane has more to do in each round, on a path that may stand behind the loop: the others wait for it at the barrier.
+__global__ void straggler_before_barrier(float* out, int rounds) {
+  __shared__ float sum[2];
+  if (threadIdx.x < 2) sum[threadIdx.x] = 0;
+  for (int i = 0;; ++i) {
+    if (i == rounds) break;
+    __syncthreads();
+    const float before = sum[i % 2];
+    __syncthreads();
+    if (threadIdx.x % 32 == 7 && threadIdx.x < 32) {
+      float more = before;
+      for (int j = 0; j < rounds; ++j)
+        if (out[j] < 0) more += out[j];
+      sum[(i + 1) % 2] = more + 1;
+    }
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) out[0] = sum[rounds % 2];
+}
 __global__ void divergent_barrier(float* out) {
   if (threadIdx.x < 10) {
     __syncthreads();  // FAULT divergent_barrier
