@@ -39,7 +39,7 @@ class CudaDecoder final : public Decoder {
   CudaDecoder(const Config& config, const Weights& weights, const Options& options)
       : config_(config),
         options_(options),
-        weights_(weights, config, options, stream_),
+        weights_(weights, stream_),
         scale_(optimized::softmax_scale(config)) {
     int device = 0;
     DSV2_CUDA(cudaGetDevice(&device));

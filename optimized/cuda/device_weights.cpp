@@ -3,37 +3,12 @@
 #include <algorithm>
 #include <optional>
 
-#include "model/quantised.h"
+#include "optimized/cuda/device_array.h"
 
 namespace dsv2::cuda {
 namespace {
 
 constexpr std::int64_t kAlignment = 256;  // of every array
-
-Storage storage_of(DType stored) {
-  switch (stored) {
-    case DType::bf16:
-      return Storage::bf16;
-    case DType::i8:
-      return Storage::i8;
-    case DType::i4:
-      return Storage::i4;
-    default:
-      return Storage::f32;
-  }
-}
-bool in_panels(Storage storage) { return storage == Storage::i8 || storage == Storage::i4; }
-std::int64_t element_bytes(Storage storage) { return storage == Storage::bf16 ? 2 : 4; }
-/// Rows begin at multiples of 16 bytes.
-std::int64_t row_stride(std::int64_t columns, Storage storage) {
-  const std::int64_t unit = 16 / element_bytes(storage);
-  return (columns + unit - 1) / unit * unit;
-}
-std::int64_t bytes_of(const Shape& shape, Storage storage) {
-  if (in_panels(storage)) return array_bytes(storage == Storage::i8 ? DType::i8 : DType::i4, shape);
-  if (shape.size() == 1) return shape[0] * element_bytes(storage);
-  return shape[0] * row_stride(shape[1], storage) * element_bytes(storage);
-}
 std::int64_t aligned(std::int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 /// Until there is memory, a pointer holds an offset.
 template <class T>
@@ -56,7 +31,7 @@ std::optional<Storage> common_storage(const std::vector<const LinearWeights*>& s
 
 }  // namespace
 
-DeviceWeights::DeviceWeights(const Weights& w, const Config& config, const Options& options, const Stream& stream) {
+DeviceWeights::DeviceWeights(const Weights& w, const Stream& stream) {
   matrix({w.embed_tokens, {}}, storage_of(w.embed_tokens.dtype), embed_tokens);
   if (w.lm_head && w.lm_head.data == w.embed_tokens.data) {
     head = embed_tokens;
@@ -84,7 +59,7 @@ DeviceWeights::DeviceWeights(const Weights& w, const Config& config, const Optio
     sweep({{&a.o_proj, &to.o_proj}});
     if (a.kv_b_proj.weight) {
       Storage storage = storage_of(a.kv_b_proj.weight.dtype);
-      if (in_panels(storage)) storage = options.dtype == DType::f32 ? Storage::f32 : Storage::bf16;
+      if (in_panels(storage)) storage = Storage::f32;
       matrix(a.kv_b_proj, storage, to.kv_b_proj);
     }
     if (from.gate) matrix({from.gate, {}}, storage_of(from.gate.dtype), to.gate);
@@ -92,15 +67,13 @@ DeviceWeights::DeviceWeights(const Weights& w, const Config& config, const Optio
     if (from.shared_experts.gate_proj.weight) stack({from.shared_experts}, to.shared_experts);
     if (from.mlp.gate_proj.weight) stack({from.mlp}, to.mlp);
   }
-  static_cast<void>(config);
   copy(stream);
 }
 
 std::int64_t DeviceWeights::place(const TensorView& from, Storage storage) {
   const std::int64_t offset = planned_bytes_ + kAlignment;  // no array lies at offset 0, which is null
-  const auto stride = from.shape.size() == 2 ? row_stride(from.dim(1), storage) : from.dim(0);
-  copies_.push_back({from, storage, offset, static_cast<int>(stride)});
-  planned_bytes_ += aligned(bytes_of(from.shape, storage));
+  copies_.push_back({from, storage, offset});
+  planned_bytes_ += aligned(device_bytes(from.shape, storage));
   return offset;
 }
 
@@ -153,33 +126,7 @@ void DeviceWeights::copy(const Stream& stream) {
              static_cast<double>(free) / 1e9, " GB free");
   std::byte* const base = memory_.get(bytes);
   DSV2_CUDA(cudaMemsetAsync(base, 0, static_cast<std::size_t>(bytes), stream));
-  for (const Copy& c : copies_) {
-    std::byte* const to = base + c.offset;
-    if (in_panels(c.storage)) {
-      stream.upload(to, static_cast<const std::byte*>(c.from.data), c.from.bytes());
-      continue;
-    }
-    const DType wanted = c.storage == Storage::bf16 ? DType::bf16 : DType::f32;
-    Tensor converted;
-    TensorView from = c.from;
-    if (from.dtype != wanted) {
-      if (is_quantised(from.dtype)) {
-        Tensor wide(DType::f32, from.shape);
-        widen_rows_into(from, 0, from.dim(0), wide.as<float>().data());
-        converted = convert(wide.view(), wanted);
-      } else {
-        converted = convert(from, wanted);
-      }
-      from = converted.view();
-    }
-    const auto element = static_cast<std::size_t>(element_bytes(c.storage));
-    const std::size_t rows = from.shape.size() == 2 ? static_cast<std::size_t>(from.dim(0)) : 1;
-    const std::size_t width = static_cast<std::size_t>(from.size()) / std::max<std::size_t>(rows, 1) * element;
-    if (from.size() == 0) continue;
-    DSV2_CUDA(cudaMemcpy2DAsync(to, static_cast<std::size_t>(c.stride) * element, from.data, width, width, rows,
-                                cudaMemcpyHostToDevice, stream));
-    if (converted) stream.synchronise();  // what was converted goes
-  }
+  for (const Copy& c : copies_) copy_array(c.from, c.storage, base + c.offset, stream);
   stream.synchronise();
   const auto offset_of = [](const void* p) { return reinterpret_cast<std::uintptr_t>(p); };
   for (const void** p : matrices_) *p = base + offset_of(*p);

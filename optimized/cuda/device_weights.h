@@ -5,8 +5,6 @@
 #include <initializer_list>
 #include <vector>
 
-#include "model/config.h"
-#include "model/decoder.h"
 #include "model/weights.h"
 #include "optimized/cuda/device.h"
 #include "optimized/cuda/types.h"
@@ -36,7 +34,7 @@ struct DeviceLayer {
 class DeviceWeights {
  public:
   /// Throws Error, before it allocates, where the device has not the memory, with the sum.
-  DeviceWeights(const Weights& weights, const Config& config, const Options& options, const Stream& stream);
+  DeviceWeights(const Weights& weights, const Stream& stream);
 
   Matrix embed_tokens, head;  ///< head: lm_head or score, absent without one
   const float* norm = nullptr;
@@ -50,7 +48,6 @@ class DeviceWeights {
     TensorView from;
     Storage storage;
     std::int64_t offset;
-    int stride;  // elements
   };
   struct Pair {
     const LinearWeights* from;
