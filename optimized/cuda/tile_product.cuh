@@ -28,6 +28,7 @@ struct TileMemory<true> {
   union {
     struct {
       Element a[kTile][kStride], b[kTile][kStride];
+      float scales[kDepth / kGroupColumns][kTile];  ///< of a quantised matrix
     };
     float c[kTile][kTile + 1];
   };
@@ -80,20 +81,19 @@ __device__ void load_matrix(TileMemory<TENSOR>& s, const Matrix& m, int n0, int 
   } else {
     using Q = Quantised<W>;
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, row = lane % kPanelRows;
-    if (n0 + warp * kPanelRows >= m.out) {
-      for (int at = lane; at < kPanelRows * M::kDepth; at += kWarp)
-        s.b[warp * kPanelRows + at / M::kDepth][at % M::kDepth] = rounded<T>(0.0f);
-      return;
-    }
-    const std::byte* block = Q::panel(m, n0 + warp * kPanelRows) + k0 / kBlockColumns * Q::kBlockBytes;
+    const int at = warp * kPanelRows + row;
+    const bool present = n0 + warp * kPanelRows < m.out;
+    const std::byte* block = nullptr;
+    if (present) block = Q::panel(m, n0 + warp * kPanelRows) + k0 / kBlockColumns * Q::kBlockBytes;
+    if constexpr (TENSOR) s.scales[lane / kPanelRows][at] = present ? Q::scale(block, lane / kPanelRows, row) : 0.0f;
     const int begin = k0 % kBlockColumns;
     for (int i = begin / Q::kWordColumns + lane / kPanelRows; i < (begin + M::kDepth) / Q::kWordColumns; i += 2) {
-      const std::uint32_t word = Q::word(block, i, row);
+      const std::uint32_t word = present ? Q::word(block, i, row) : 0;
       const int column = i * Q::kWordColumns;
-      const float scale = Q::scale(block, column / kGroupColumns, row);
+      float scale = 1;
+      if constexpr (!TENSOR) scale = present ? Q::scale(block, column / kGroupColumns, row) : 0.0f;
 #pragma unroll
-      for (int j = 0; j < Q::kWordColumns; ++j)
-        s.b[warp * kPanelRows + row][column - begin + j] = rounded<T>(scale * Q::value(word, j));
+      for (int j = 0; j < Q::kWordColumns; ++j) s.b[at][column - begin + j] = rounded<T>(scale * Q::value(word, j));
     }
   }
 }
@@ -128,6 +128,7 @@ __device__ void tile_product(TileMemory<TENSOR>& s, const TileRows& rows, const 
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   constexpr int kSums = TENSOR ? 2 * 4 * 4 : 8 * 4;
   float sums[kSums] = {};
+  [[maybe_unused]] float parts[kSums] = {};  // of a group of columns
   for (int k0 = 0; k0 < m.in; k0 += M::kDepth) {
     load_rows(s, rows, k0, m.in);
     load_matrix<TENSOR, W>(s, m, n0, k0);
@@ -142,12 +143,27 @@ __device__ void tile_product(TileMemory<TENSOR>& s, const TileRows& rows, const 
 #pragma unroll
         for (int j = 0; j < 2; ++j)
           load_fragment(b[j], &s.b[j0 + j * 16 + lane % 8 + lane / 16 * 8][k + lane / 8 % 2 * 8]);
+        constexpr bool kGrouped = W == Storage::i8 || W == Storage::i4;
+        if constexpr (kGrouped) {
+          if (k % kGroupColumns == 0) {
+#pragma unroll
+            for (float& sum : parts) sum = 0;
+          }
+        }
 #pragma unroll
         for (int i = 0; i < 2; ++i)
 #pragma unroll
           for (int j = 0; j < 4; ++j)
-            mma(reinterpret_cast<float(&)[4]>(sums[(i * 4 + j) * 4]), a[i], b[j / 2][j % 2 * 2],
+            mma(reinterpret_cast<float(&)[4]>((kGrouped ? parts : sums)[(i * 4 + j) * 4]), a[i], b[j / 2][j % 2 * 2],
                 b[j / 2][j % 2 * 2 + 1]);
+        if constexpr (kGrouped) {
+          if (k % kGroupColumns + 16 == kGroupColumns) {
+#pragma unroll
+            for (int at = 0; at < kSums; ++at)
+              sums[at] =
+                  fmaf(s.scales[k / kGroupColumns][j0 + at / 4 % 4 * 8 + lane % 4 * 2 + at % 2], parts[at], sums[at]);
+          }
+        }
       }
     } else {
       const int i0 = threadIdx.x / 16 * 8, j0 = threadIdx.x % 16;
