@@ -2,13 +2,15 @@
 //
 // Blocks: a part of the keys (split-KV: a few queries fill the device), heads that share a key head, a query. A warp
 // takes every fourth key of the block's part: its lanes walk along the key and meet all heads of the block, so that a
-// key is read once for HEADS heads. Warps, then parts, are merged in a fixed order by their maxima. Sums are f32.
+// key is read once for HEADS heads. Warps, then parts (by the block that ends last), are merged in a fixed order by
+// their maxima. Sums are f32.
 #include <algorithm>
 #include <cmath>
 
 #include "optimized/cuda/device.h"
 #include "optimized/cuda/dispatch.h"
 #include "optimized/cuda/kernels.h"
+#include "optimized/cuda/last_block.cuh"
 #include "optimized/cuda/load.cuh"
 
 namespace dsv2::cuda {
@@ -85,6 +87,25 @@ __device__ inline void scores_of(const AttentionParams& p, const Place& at, cons
     dot(scores, q + p.d1, width, p.k2, at.b * p.k2.batch_stride + static_cast<std::int64_t>(t) * p.k2.row_stride, p.d2);
 #pragma unroll
   for (int h = 0; h < HEADS; ++h) scores[h] = warp_sum(scores[h]);
+}
+
+/// The parts of a head of a query, in ascending order; by a block.
+__device__ void combine(const AttentionParams& p, std::int64_t head) {
+  const float* parts = p.partial + head * p.splits * (p.dv + 2);
+  float most = -INFINITY, total = 0;
+  for (int i = 0; i < p.splits; ++i) most = fmaxf(most, parts[i * (p.dv + 2) + p.dv]);
+  for (int i = 0; i < p.splits; ++i) {
+    const float* m = parts + i * (p.dv + 2) + p.dv;
+    if (m[1] > 0) total += expf(m[0] - most) * m[1];
+  }
+  for (int c = threadIdx.x; c < p.dv; c += kThreads) {
+    float sum = 0;
+    for (int i = 0; i < p.splits; ++i) {
+      const float* part = parts + i * (p.dv + 2);
+      if (part[p.dv + 1] > 0) sum += expf(part[p.dv] - most) * part[c];
+    }
+    p.y[head * p.dv + c] = sum / total;
+  }
 }
 
 /// LANES: columns of a value in each lane, at most. Shared: queries; then sums [HEADS][dv], maxima and totals [HEADS].
@@ -170,26 +191,8 @@ __global__ void __launch_bounds__(kThreads) attention_kernel(AttentionParams p) 
     float* part = p.partial + ((n * p.heads + at.first_head + h) * p.splits + blockIdx.x) * (p.dv + 2) + p.dv;
     part[0] = mosts[h], part[1] = totals[h];
   }
-}
-
-/// A block a head of a query, a thread a column: the parts in ascending order.
-__global__ void attention_combine_kernel(AttentionParams p) {
-  const std::int64_t head = blockIdx.x;
-  const float* parts = p.partial + head * p.splits * (p.dv + 2);
-  float most = -INFINITY, total = 0;
-  for (int i = 0; i < p.splits; ++i) most = fmaxf(most, parts[i * (p.dv + 2) + p.dv]);
-  for (int i = 0; i < p.splits; ++i) {
-    const float* m = parts + i * (p.dv + 2) + p.dv;
-    if (m[1] > 0) total += expf(m[0] - most) * m[1];
-  }
-  for (int c = threadIdx.x; c < p.dv; c += blockDim.x) {
-    float sum = 0;
-    for (int i = 0; i < p.splits; ++i) {
-      const float* part = parts + i * (p.dv + 2);
-      if (part[p.dv + 1] > 0) sum += expf(part[p.dv] - most) * part[c];
-    }
-    p.y[head * p.dv + c] = sum / total;
-  }
+  if (!is_last_block(p.arrived + blockIdx.z * gridDim.y + blockIdx.y, gridDim.x)) return;
+  for (int h = 0; h < at.heads; ++h) combine(p, n * p.heads + at.first_head + h);
 }
 
 /// A block a head of a query.
@@ -249,6 +252,10 @@ int attention_splits(int batch, int tokens, int heads, int key_heads, int most, 
   return std::max(1, std::min(wanted, most / kLeastKeys));
 }
 
+int attention_arrivals(int batch, int tokens, int heads, int key_heads) {
+  return batch * tokens * static_cast<int>(head_blocks(heads, key_heads));
+}
+
 std::int64_t attention_partial_size(const AttentionParams& p) {
   if (p.splits == 1) return 0;
   return static_cast<std::int64_t>(p.batch) * p.tokens * p.heads * p.splits * (p.dv + 2);
@@ -270,10 +277,6 @@ void attention(const AttentionParams& p, cudaStream_t stream) {
       launch(Constant<1>(), lanes);
   });
   DSV2_CUDA_LAUNCHED(attention);
-  if (p.splits == 1) return;
-  const auto rows = static_cast<unsigned>(p.batch * p.tokens * p.heads);
-  attention_combine_kernel<<<rows, kThreads, 0, stream>>>(p);
-  DSV2_CUDA_LAUNCHED(attention_combine);
 }
 
 void attention_probabilities(const AttentionProbabilitiesParams& p, cudaStream_t stream) {

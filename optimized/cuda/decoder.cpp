@@ -1,6 +1,8 @@
 // The decoder: the order of the kernels, one layer after the other, in one stream. Everything within a call stays on
 // the device, routing included; only what was asked for comes back.
 #include <algorithm>
+#include <map>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -9,6 +11,7 @@
 #include "optimized/cuda/device.h"
 #include "optimized/cuda/device_kv_cache.h"
 #include "optimized/cuda/device_weights.h"
+#include "optimized/cuda/graph.h"
 #include "optimized/cuda/kernels.h"
 #include "optimized/rope_table.h"
 
@@ -17,8 +20,20 @@ namespace {
 
 constexpr float kLatentNormEps = 1e-6f;
 
+/// The numbers of a call that change from step to step, in one piece of memory.
+struct Inputs {
+  int* past;          // P
+  std::int32_t* ids;  // [N]
+  float *cos, *sin;   // [N, rope_dim / 2]
+  Inputs(std::int32_t* words, std::int64_t rows, std::int64_t rope_dim)
+      : past(words), ids(words + 1), cos(reinterpret_cast<float*>(ids + rows)), sin(cos + rows * rope_dim / 2) {}
+  static std::int64_t count(std::int64_t rows, std::int64_t rope_dim) { return 1 + rows + rows * rope_dim; }
+};
+
 /// Rows [N, width] that a layer works in.
 using Rows = DeviceBuffer<float>;
+
+bool is_dense(const DeviceLayer& w) { return w.mlp.gate_proj.first.data != nullptr; }
 
 /// One forward call on its way through the layers.
 struct Step {
@@ -37,10 +52,7 @@ struct Step {
 class CudaDecoder final : public Decoder {
  public:
   CudaDecoder(const Config& config, const Weights& weights, const Options& options)
-      : config_(config),
-        options_(options),
-        weights_(weights, stream_),
-        scale_(optimized::softmax_scale(config)) {
+      : config_(config), options_(options), weights_(weights, stream_), scale_(optimized::softmax_scale(config)) {
     int device = 0;
     DSV2_CUDA(cudaGetDevice(&device));
     DSV2_CUDA(cudaDeviceGetAttribute(&processors_, cudaDevAttrMultiProcessorCount, device));
@@ -61,20 +73,27 @@ class CudaDecoder final : public Decoder {
   DeviceKvCache& own_kind(KvCache& cache) const;
   void make_room(int rows, int most, std::int64_t batch, std::int64_t tokens);
   void upload(const ForwardInput& input, Step& step);
-  void embed(const ForwardInput& input, const Step& step);
+  void copy_inputs(const Step& step);
+  Inputs inputs(std::int64_t rows) const { return {inputs_.data(), rows, config_.rope_dim()}; }
+  void embed(const Step& step);
   void layer(const Step& step, const DeviceLayer& w);
   void mha(const Step& step, const DeviceLayer& w);
+  void mha_attend(const Step& step);
   void mla(const Step& step, const DeviceLayer& w);
   void attend(const Step& step, AttentionParams params);
   AttentionParams attention_params(const Step& step) const;
   void mlp_block(const Step& step, const DeviceLayer& w);
-  void route(const Step& step, const DeviceLayer& w);
-  void run_mlp(const Step& step, const DeviceMlp& mlp, bool routed, bool adds);
+  void route_apart(const Step& step, const DeviceLayer& w);
+  ExpertsParams experts_params(const Step& step, const DeviceMlp& mlp, const ExpertGroups* g) const;
+  bool is_fused(const Step& step) const { return !step.sink && step.rows <= kFewRows; }
+  void fused_layer(const Step& step, const DeviceLayer& w);
   void norm(const float* x, std::int64_t x_stride, const float* weight, float eps, int rows, int width, float* y);
   void head(const ForwardInput& input, const Step& step, ForwardOutput& out);
   struct LinearOptions {
     bool keeps = false;  ///< rows stay f32
     const std::int32_t* pick = nullptr;
+    RowNorm norm = {};  ///< of the rows; few rows only
+    bool adds = false;  ///< to what is there
   };
   void linear(const float* x, int rows, std::initializer_list<LinearSegment> segments, const LinearOptions& how);
   void linear(const float* x, int rows, std::initializer_list<LinearSegment> segments) {
@@ -100,9 +119,10 @@ class CudaDecoder final : public Decoder {
 
   Rows x_, hidden_, q_, k_, v_, q_low_, q_low_norm_, q_rope_, k_rope_, latent_, attn_, absorbed_, latent_out_;
   Rows block_out_, gate_logits_, gate_scores_, topk_weight_, act_, expert_out_, partial_, probabilities_, logits_;
-  Rows cos_, sin_;
-  DeviceBuffer<int> past_;
-  DeviceBuffer<std::int32_t> ids_, topk_idx_, group_memory_, picks_;
+  DeviceBuffer<std::int32_t> inputs_;  // of a call, one copy: Inputs
+  PinnedBuffer<std::int32_t> host_inputs_;
+  DeviceBuffer<int> arrived_;  // zeros between launches
+  DeviceBuffer<std::int32_t> topk_idx_, group_memory_, picks_;
   DeviceBuffer<std::uint8_t> mask_, all_masked_;
 };
 
@@ -124,14 +144,14 @@ DeviceKvCache& CudaDecoder::own_kind(KvCache& cache) const {
 }
 
 std::int64_t CudaDecoder::workspace_bytes() const {
-  std::int64_t sum = weights_.bytes() + past_.bytes() + mask_.bytes() + all_masked_.bytes();
+  std::int64_t sum = weights_.bytes() + inputs_.bytes() + arrived_.bytes() + mask_.bytes() + all_masked_.bytes();
   for (const Rows* b :
        {&x_,           &hidden_,      &q_,           &k_,    &v_,          &q_low_,      &q_low_norm_,
         &q_rope_,      &k_rope_,      &latent_,      &attn_, &absorbed_,   &latent_out_, &block_out_,
         &gate_logits_, &gate_scores_, &topk_weight_, &act_,  &expert_out_, &partial_,    &probabilities_,
-        &logits_,      &cos_,         &sin_})
+        &logits_})
     sum += b->bytes();
-  for (const auto* b : {&ids_, &topk_idx_, &group_memory_, &picks_}) sum += b->bytes();
+  for (const auto* b : {&topk_idx_, &group_memory_, &picks_}) sum += b->bytes();
   return sum;
 }
 
@@ -180,8 +200,9 @@ void CudaDecoder::linear(const float* x, int rows, std::initializer_list<LinearS
                  .x_stride = segments.begin()->weight.in,
                  .rows = rows,
                  .pick = how.pick,
+                 .norm = how.norm,
                  .rounds = rounds() && !how.keeps,
-                 .adds = false,
+                 .adds = how.adds,
                  .segment_count = static_cast<int>(segments.size()),
                  .segments = {}};
   std::copy(segments.begin(), segments.end(), p.segments);
@@ -193,8 +214,7 @@ void CudaDecoder::make_room(int rows, int most, std::int64_t batch, std::int64_t
   const Config& c = config_;
   const std::int64_t N = rows, D = c.hidden_size, H = c.num_attention_heads;
   x_.get(N * D), hidden_.get(N * D), block_out_.get(N * D);
-  cos_.get(N * c.rope_dim() / 2), sin_.get(N * c.rope_dim() / 2);
-  ids_.get(N), past_.get(1);
+  inputs_.get(Inputs::count(N, c.rope_dim())), host_inputs_.get(Inputs::count(N, c.rope_dim()));
   q_.get(N * H * c.qk_head_dim()), q_rope_.get(N * H * c.rope_dim()), attn_.get(N * H * c.value_head_dim());
   if (c.use_mla) {
     const std::int64_t R = c.kv_lora_rank, Q = c.q_lora_rank.value_or(0);
@@ -209,7 +229,7 @@ void CudaDecoder::make_room(int rows, int most, std::int64_t batch, std::int64_t
     const std::int64_t E = *c.n_routed_experts, k = c.num_experts_per_tok;
     gate_logits_.get(N * E), gate_scores_.get(N * E), topk_weight_.get(N * k), topk_idx_.get(N * k);
     group_memory_.get(E + 1 + 2 * N * k + E + 2 + 2 * max_expert_tiles(size(N * k), size(E)));
-    act = std::max({act, N * k * c.moe_intermediate_size, N * c.shared_intermediate_size()});
+    act = std::max(act, N * (k * c.moe_intermediate_size + c.shared_intermediate_size()));
     if (N > kFewRows) expert_out_.get(N * k * D);
   }
   act_.get(act);
@@ -219,25 +239,29 @@ void CudaDecoder::make_room(int rows, int most, std::int64_t batch, std::int64_t
   p.splits =
       attention_splits(p.batch, p.tokens, p.heads, c.use_mla ? 1 : size(c.num_key_value_heads), most, processors_);
   partial_.get(attention_partial_size(p));
+  // One more: the router's.
+  const std::int64_t arrivals =
+      1 + attention_arrivals(p.batch, p.tokens, p.heads, c.use_mla ? 1 : size(c.num_key_value_heads));
+  if (arrivals * std::int64_t{sizeof(int)} > arrived_.bytes()) {
+    arrived_.get(arrivals);
+    DSV2_CUDA(cudaMemsetAsync(arrived_.data(), 0, static_cast<std::size_t>(arrived_.bytes()), stream_));
+  }
 }
 
 void CudaDecoder::upload(const ForwardInput& input, Step& step) {
   const Call& call = step.call;
-  const std::int64_t N = step.rows, angles = N * config_.rope_dim() / 2;
-  std::vector<float> cos(static_cast<std::size_t>(angles)), sin(cos.size());
-  optimized::rope_table(config_, call, cos.data(), sin.data());
-  stream_.upload(cos_.data(), cos.data(), angles);
-  stream_.upload(sin_.data(), sin.data(), angles);
-  const int past = size(call.past);
-  stream_.upload(past_.data(), &past, 1);
+  const std::int64_t N = step.rows, D = config_.hidden_size;
+  const Inputs host(host_inputs_.get(0), N, config_.rope_dim());
+  *host.past = size(call.past);
+  optimized::rope_table(config_, call, host.cos, host.sin);
   if (input.input_ids) {
     const auto ids = input.input_ids->as<std::int64_t>();
-    const std::vector<std::int32_t> narrow(ids.begin(), ids.end());
-    stream_.upload(ids_.data(), narrow.data(), N);
+    std::copy(ids.begin(), ids.end(), host.ids);
   } else {
-    std::vector<float> embeds(static_cast<std::size_t>(N * config_.hidden_size));
+    std::vector<float> embeds(static_cast<std::size_t>(N * D));
     widen_into(*input.inputs_embeds, embeds.data());
-    stream_.upload(x_.data(), embeds.data(), N * config_.hidden_size);
+    stream_.upload(x_.data(), embeds.data(), N * D);
+    stream_.synchronise();
   }
   std::vector<std::uint8_t> flags(static_cast<std::size_t>(N));
   const optimized::AttentionMask mask = optimized::attention_mask(call, flags.data());
@@ -250,12 +274,16 @@ void CudaDecoder::upload(const ForwardInput& input, Step& step) {
     stream_.upload(all_masked_.get(N), mask.all_masked, N);
     step.all_masked = all_masked_.data();
   }
-  stream_.synchronise();  // what was uploaded from here goes
+  if (mask.visible) stream_.synchronise();  // the flags go
 }
 
-void CudaDecoder::embed(const ForwardInput& input, const Step& step) {
-  if (input.input_ids)
-    embedding({.table = weights_.embed_tokens, .ids = ids_.data(), .rows = step.rows, .y = x_.data()}, stream_);
+/// What upload() left in pinned memory, on its way: the first thing that a step does.
+void CudaDecoder::copy_inputs(const Step& step) {
+  stream_.upload(inputs_.data(), host_inputs_.get(0), Inputs::count(step.rows, config_.rope_dim()));
+}
+
+void CudaDecoder::embed(const Step& step) {
+  embedding({.table = weights_.embed_tokens, .ids = inputs(step.rows).ids, .rows = step.rows, .y = x_.data()}, stream_);
 }
 
 AttentionParams CudaDecoder::attention_params(const Step& step) const {
@@ -263,7 +291,7 @@ AttentionParams CudaDecoder::attention_params(const Step& step) const {
   const int B = size(step.call.batch), S = size(step.call.tokens);
   return {.batch = B,
           .tokens = S,
-          .past = past_.data(),
+          .past = inputs(step.rows).past,
           .most = step.most,
           .heads = H,
           .key_heads = K,
@@ -282,6 +310,7 @@ AttentionParams CudaDecoder::attention_params(const Step& step) const {
           .all_masked = step.all_masked,
           .rounds = rounds(),
           .splits = attention_splits(B, S, H, K, step.most, processors_),
+          .arrived = arrived_.data() + 1,
           .partial = partial_.data(),
           .y = nullptr};
 }
@@ -301,12 +330,12 @@ void CudaDecoder::mha(const Step& step, const DeviceLayer& w) {
   tap(step, "self_attn.v_proj", v_.data(), K * d);
   RopeKvWriteParams r{.batch = size(step.call.batch),
                       .tokens = size(step.call.tokens),
-                      .past = past_.data(),
+                      .past = inputs(step.rows).past,
                       .heads = H,
                       .width = d,
                       .interleaved = false,
-                      .cos = cos_.data(),
-                      .sin = sin_.data(),
+                      .cos = inputs(step.rows).cos,
+                      .sin = inputs(step.rows).sin,
                       .q = q_.data(),
                       .q_token_stride = H * d,
                       .q_head_stride = d,
@@ -335,10 +364,14 @@ void CudaDecoder::mha(const Step& step, const DeviceLayer& w) {
               .rows = r.keys},
              stream_);
   }
+  mha_attend(step);
+}
+
+void CudaDecoder::mha_attend(const Step& step) {
   AttentionParams p = attention_params(step);
   p.q1 = q_rope_.data();
-  p.k1 = r.keys, p.v = r.cached_values;
-  p.d1 = p.dv = d;
+  p.k1 = step.cache.rows(step.layer, 0), p.v = step.cache.rows(step.layer, 1);
+  p.d1 = p.dv = size(config_.head_dim());
   p.y = attn_.data();
   attend(step, p);
 }
@@ -365,12 +398,12 @@ void CudaDecoder::mla(const Step& step, const DeviceLayer& w) {
   tap(step, "self_attn.kv_a_layernorm", latent_.data(), R);
   RopeKvWriteParams r{.batch = size(step.call.batch),
                       .tokens = size(step.call.tokens),
-                      .past = past_.data(),
+                      .past = inputs(step.rows).past,
                       .heads = H,
                       .width = rope,
                       .interleaved = true,
-                      .cos = cos_.data(),
-                      .sin = sin_.data(),
+                      .cos = inputs(step.rows).cos,
+                      .sin = inputs(step.rows).sin,
                       .q = q_.data() + nope,
                       .q_token_stride = q_width,
                       .q_head_stride = head,
@@ -447,7 +480,7 @@ ExpertGroups CudaDecoder::groups() const {
   return g;
 }
 
-void CudaDecoder::route(const Step& step, const DeviceLayer& w) {
+void CudaDecoder::route_apart(const Step& step, const DeviceLayer& w) {
   const int N = step.rows, E = size(*config_.n_routed_experts), k = size(config_.num_experts_per_tok);
   linear(hidden_.data(), N, {{w.gate, gate_logits_.data(), E}},
          {.keeps = true});  // a rounded row could choose another expert
@@ -461,26 +494,27 @@ void CudaDecoder::route(const Step& step, const DeviceLayer& w) {
   expert_groups({.topk_idx = topk_idx_.data(), .rows = N, .top_k = k, .experts = E, .groups = groups()}, stream_);
 }
 
-void CudaDecoder::run_mlp(const Step& step, const DeviceMlp& mlp, bool routed, bool adds) {
-  const ExpertGroups g = routed ? groups() : ExpertGroups{};
-  const ExpertsParams p{.x = hidden_.data(),
-                        .rows = step.rows,
-                        .top_k = routed ? size(config_.num_experts_per_tok) : 1,
-                        .experts = routed ? size(*config_.n_routed_experts) : 1,
-                        .groups = routed ? &g : nullptr,
-                        .topk_weight = routed ? topk_weight_.data() : nullptr,
-                        .gate_proj = mlp.gate_proj,
-                        .up_proj = mlp.up_proj,
-                        .down_proj = mlp.down_proj,
-                        .activation = config_.hidden_act,
-                        .rounds = rounds(),
-                        .adds = adds,
-                        .act = act_.data(),
-                        .partial = expert_out_.data(),
-                        .y = block_out_.data()};
-  experts_act(p, stream_);
-  if (!routed && !adds) tap(step, "mlp.act", act_.data(), mlp.gate_proj.first.out);
-  experts_down(p, stream_);
+ExpertsParams CudaDecoder::experts_params(const Step& step, const DeviceMlp& mlp, const ExpertGroups* g) const {
+  const bool routed = g != nullptr;
+  return {.x = hidden_.data(),
+          .rows = step.rows,
+          .top_k = routed ? size(config_.num_experts_per_tok) : 1,
+          .experts = routed ? size(*config_.n_routed_experts) : 1,
+          .groups = g,
+          .topk_weight = routed ? topk_weight_.data() : nullptr,
+          .norm = {},
+          .gate_proj = mlp.gate_proj,
+          .up_proj = mlp.up_proj,
+          .down_proj = mlp.down_proj,
+          .shared_gate_proj = {},
+          .shared_up_proj = {},
+          .shared_down_proj = {},
+          .activation = config_.hidden_act,
+          .rounds = rounds(),
+          .adds = false,
+          .act = act_.data(),
+          .partial = expert_out_.data(),
+          .y = block_out_.data()};
 }
 
 void CudaDecoder::mlp_block(const Step& step, const DeviceLayer& w) {
@@ -488,17 +522,86 @@ void CudaDecoder::mlp_block(const Step& step, const DeviceLayer& w) {
   norm(x_.data(), D, w.post_attention_layernorm, static_cast<float>(config_.rms_norm_eps), step.rows, size(D),
        hidden_.data());
   tap(step, "post_attention_layernorm", hidden_.data(), D);
-  if (w.mlp.gate_proj.first.data) {
-    run_mlp(step, w.mlp, false, false);
+  if (is_dense(w)) {
+    const ExpertsParams p = experts_params(step, w.mlp, nullptr);
+    experts_act(p, stream_);
+    tap(step, "mlp.act", act_.data(), w.mlp.gate_proj.first.out);
+    experts_down(p, stream_);
   } else {
-    route(step, w);
-    run_mlp(step, w.experts, true, false);
+    route_apart(step, w);
+    const ExpertGroups g = groups();
+    const ExpertsParams routed = experts_params(step, w.experts, &g);
+    experts_act(routed, stream_);
+    experts_down(routed, stream_);
     tap(step, "mlp.experts", block_out_.data(), D);
-    if (w.shared_experts.gate_proj.first.data) run_mlp(step, w.shared_experts, false, true);
+    if (w.shared_experts.gate_proj.first.data) {
+      ExpertsParams shared = experts_params(step, w.shared_experts, nullptr);
+      shared.adds = true;
+      experts_act(shared, stream_);
+      experts_down(shared, stream_);
+    }
   }
   tap(step, "mlp", block_out_.data(), D);
   add({.x = x_.data(), .y = block_out_.data(), .count = step.rows * D}, stream_);
   tap(step, "", x_.data(), D);
+}
+
+/// The same as layer() in 5 launches, 6 with experts (MLA: a few more): few rows, and nobody asks for what lies
+/// between.
+void CudaDecoder::fused_layer(const Step& step, const DeviceLayer& w) {
+  const int N = step.rows, D = size(config_.hidden_size);
+  const auto eps = static_cast<float>(config_.rms_norm_eps);
+  const int width = size(config_.rope_dim());
+  if (config_.use_mla || !qkv_rope_fits(N, width)) {
+    norm(x_.data(), D, w.input_layernorm, eps, N, D, hidden_.data());
+    config_.use_mla ? mla(step, w) : mha(step, w);
+  } else {
+    const Inputs in = inputs(N);
+    const QkvRopeParams p{.x = x_.data(),
+                          .norm = {w.input_layernorm, eps},
+                          .q_proj = w.q_proj,
+                          .k_proj = w.k_proj,
+                          .v_proj = w.v_proj,
+                          .batch = size(step.call.batch),
+                          .tokens = size(step.call.tokens),
+                          .past = in.past,
+                          .heads = size(config_.num_attention_heads),
+                          .key_heads = size(config_.num_key_value_heads),
+                          .width = width,
+                          .cos = in.cos,
+                          .sin = in.sin,
+                          .q_rope = q_rope_.data(),
+                          .keys = step.cache.rows(step.layer, 0),
+                          .values = step.cache.rows(step.layer, 1)};
+    qkv_rope(p, stream_);
+    mha_attend(step);
+  }
+  linear(attn_.data(), N, {{w.o_proj, x_.data(), D}}, {.adds = true});
+
+  const RowNorm norm{w.post_attention_layernorm, eps};
+  ExpertGroups g{};
+  ExpertsParams p = experts_params(step, is_dense(w) ? w.mlp : w.experts, nullptr);
+  if (!is_dense(w)) {
+    g = groups();
+    p = experts_params(step, w.experts, &g);
+    GateParams gate = gate_params(N);
+    gate.bias = w.e_score_correction_bias;
+    route({.x = x_.data(),
+           .norm = norm,
+           .weight = w.gate,
+           .logits = gate_logits_.data(),
+           .gate = gate,
+           .groups = g,
+           .arrived = arrived_.data()},
+          stream_);
+    p.shared_gate_proj = w.shared_experts.gate_proj;
+    p.shared_up_proj = w.shared_experts.up_proj;
+    p.shared_down_proj = w.shared_experts.down_proj;
+  }
+  p.x = x_.data(), p.norm = norm;
+  experts_act(p, stream_);
+  p.y = x_.data(), p.adds = true;
+  experts_down(p, stream_);
 }
 
 void CudaDecoder::layer(const Step& step, const DeviceLayer& w) {
@@ -558,7 +661,8 @@ ForwardOutput CudaDecoder::forward(const ForwardInput& input) {
   Step step{.call = call, .cache = cache, .rows = size(N), .most = size(T), .sink = input.taps};
   upload(input, step);
   ForwardOutput out;
-  embed(input, step);
+  copy_inputs(step);
+  if (input.input_ids) embed(step);
   const auto tap_rows = [&](std::string_view name, float* rows) {
     if (!input.taps) return;
     Tensor values = download(rows, {B, S, D});
@@ -571,7 +675,8 @@ ForwardOutput CudaDecoder::forward(const ForwardInput& input) {
     if (input.hidden_states) out.hidden_states.push_back(download(x_.data(), {B, S, D}));
     const Shape shape{B, config_.num_attention_heads, S, T};
     if (input.attentions) step.probabilities = probabilities_.get(element_count(shape));
-    layer(step, weights_.layers[static_cast<std::size_t>(step.layer)]);
+    const DeviceLayer& w = weights_.layers[static_cast<std::size_t>(step.layer)];
+    is_fused(step) ? fused_layer(step, w) : layer(step, w);
     if (input.attentions) out.attentions.push_back(download(step.probabilities, shape));
   }
   norm(x_.data(), D, weights_.norm, static_cast<float>(config_.rms_norm_eps), size(N), size(D), hidden_.data());

@@ -60,6 +60,30 @@ class DeviceBuffer {
   std::int64_t count_ = 0;
 };
 
+/// Host memory that copies of a stream read without a detour.
+template <class T>
+class PinnedBuffer {
+ public:
+  PinnedBuffer() = default;
+  PinnedBuffer(const PinnedBuffer&) = delete;
+  PinnedBuffer& operator=(const PinnedBuffer&) = delete;
+  ~PinnedBuffer() { cudaFreeHost(data_); }
+  /// Room for `count` elements; what it held is lost when it grows.
+  T* get(std::int64_t count) {
+    if (count <= count_) return data_;
+    cudaFreeHost(std::exchange(data_, nullptr));
+    count_ = 0;
+    DSV2_CUDA(cudaMallocHost(reinterpret_cast<void**>(&data_), static_cast<std::size_t>(count) * sizeof(T)));
+    count_ = count;
+    return data_;
+  }
+  std::int64_t bytes() const { return count_ * static_cast<std::int64_t>(sizeof(T)); }
+
+ private:
+  T* data_ = nullptr;
+  std::int64_t count_ = 0;
+};
+
 class Stream {
  public:
   Stream() { DSV2_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking)); }

@@ -9,6 +9,7 @@
 
 #include "optimized/cuda/device.h"
 #include "optimized/cuda/dispatch.h"
+#include "optimized/cuda/expert_groups.cuh"
 #include "optimized/cuda/kernels.h"
 #include "optimized/cuda/row_product.cuh"
 #include "optimized/cuda/tile_product.cuh"
@@ -16,68 +17,11 @@
 namespace dsv2::cuda {
 namespace {
 
-constexpr int kGroupThreads = 1024, kGroupWarps = kGroupThreads / kWarp;
+constexpr int kGroupThreads = 1024;
 
-/// Sum over the lanes before this one; `total` becomes that of all.
-__device__ inline int exclusive_sum(int x, int& total) {
-  const int lane = threadIdx.x % kWarp;
-  int sum = x;
-  for (int by = 1; by < kWarp; by *= 2) {
-    const int other = __shfl_up_sync(kAllLanes, sum, static_cast<unsigned>(by));
-    if (lane >= by) sum += other;
-  }
-  total = __shfl_sync(kAllLanes, sum, kWarp - 1);
-  return sum - x;
-}
-
-/// One block. A warp counts the choices of an expert, 32 at a time; one warp adds up; then each writes its expert's
-/// tokens. Shared: counts [E].
 __global__ void __launch_bounds__(kGroupThreads) expert_groups_kernel(ExpertGroupsParams p) {
   extern __shared__ int begins[];
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, places = p.rows * p.top_k;
-  const ExpertGroups& g = p.groups;
-  for (int e = warp; e < p.experts; e += kGroupWarps) {
-    int count = 0;
-    for (int i = lane; i - lane < places; i += kWarp)
-      count += __popc(__ballot_sync(kAllLanes, i < places && p.topk_idx[i] == e));
-    if (lane == 0) begins[e] = count;
-  }
-  __syncthreads();  // all have been counted
-  if (warp == 0) {
-    int begin = 0, touched = 0, tiles = 0;
-    for (int first = 0; first < p.experts; first += kWarp) {
-      const int e = first + lane, count = e < p.experts ? begins[e] : 0;
-      const int its_tiles = (count + kTileRows - 1) / kTileRows;
-      int all, all_touched, all_tiles;
-      const int at = begin + exclusive_sum(count, all);
-      const int touched_at = touched + exclusive_sum(count > 0 ? 1 : 0, all_touched);
-      const int tile = tiles + exclusive_sum(its_tiles, all_tiles);
-      if (e < p.experts) {
-        begins[e] = g.begin[e] = at;
-        if (count > 0) g.touched[touched_at] = e;
-        for (int t = 0; t < its_tiles; ++t) {
-          g.tiles[2 * (tile + t)] = e;
-          g.tiles[2 * (tile + t) + 1] = at + t * kTileRows;
-        }
-      }
-      begin += all, touched += all_touched, tiles += all_tiles;
-    }
-    if (lane == 0) g.begin[p.experts] = begin, g.counts[0] = touched, g.counts[1] = tiles;
-  }
-  __syncthreads();  // each expert's first place is known
-  for (int e = warp; e < p.experts; e += kGroupWarps) {
-    int at = begins[e];
-    for (int i = lane; i - lane < places; i += kWarp) {
-      const bool mine = i < places && p.topk_idx[i] == e;
-      const unsigned all = __ballot_sync(kAllLanes, mine);
-      if (mine) {
-        const int place = at + __popc(all & ((1u << lane) - 1));
-        g.tokens[place] = i / p.top_k;
-        g.place[i] = place;
-      }
-      at += __popc(all);
-    }
-  }
+  group_tokens(p, begins);
 }
 
 __device__ inline float activate(Activation activation, float x) {
@@ -126,79 +70,77 @@ struct Experts {
     return {e, first, min(kTileRows, g.begin[e + 1] - first)};
   }
   __device__ int token(int place) const { return grouped ? g.tokens[place] : place; }
+  /// Of the choice of token n that is at `place`.
+  __device__ float weight(int n, int place) const {
+    if (!grouped) return 1;
+    int j = 0;
+    while (g.place[n * p.top_k + j] != place) ++j;
+    return p.topk_weight[n * p.top_k + j];
+  }
+  __device__ bool has_shared() const { return p.shared_down_proj.first.data != nullptr; }
+  __device__ float* shared_act() const {
+    return p.act + static_cast<std::int64_t>(p.rows) * p.top_k * p.gate_proj.first.out;
+  }
 };
 
-template <Storage W, int ROWS>
-__device__ void act_rows(const Experts& x, const Group& group, float* staged) {
-  const ExpertsParams& p = x.p;
-  const Matrix m[2] = {matrix_of(p.gate_proj, group.expert), matrix_of(p.up_proj, group.expert)};
-  product<W, ROWS>(
-      m, static_cast<int>(blockIdx.x) * kProductOut<W>,
-      [&](int r) { return p.x + static_cast<std::int64_t>(x.token(group.first + r)) * m[0].in; }, group.count, staged,
-      [&](int o, int r, const float(&value)[2]) {
-        p.act[static_cast<std::int64_t>(group.first + r) * m[0].out + o] = activate(p.activation, value[0]) * value[1];
-      });
-}
-
+/// blockIdx.y: the i-th expert that has tokens; the last one is the shared MLP where there is one.
 template <Storage W>
 __global__ void __launch_bounds__(kProductThreads<W>) experts_act_rows_kernel(Experts x) {
-  __shared__ alignas(16) float staged[kStagedFloats];
-  const Group group = x.touched(blockIdx.y);
-  if (group.count == 0) return;
-  if (group.count == 1)
-    act_rows<W, 1>(x, group, staged);
-  else if (group.count == 2)
-    act_rows<W, 2>(x, group, staged);
-  else if (group.count <= 4)
-    act_rows<W, 4>(x, group, staged);
-  else
-    act_rows<W, 8>(x, group, staged);
-}
-
-template <Storage W, int ROWS>
-__device__ void down_rows(const Experts& x, const Group& group, int first, float* staged, float* sums) {
+  __shared__ ProductMemory memory;
   const ExpertsParams& p = x.p;
-  const Matrix m[1] = {matrix_of(p.down_proj, group.expert)};
-  product<W, ROWS>(
-      m, first, [&](int r) { return p.act + static_cast<std::int64_t>(group.first + r) * m[0].in; }, group.count,
-      staged,
-      [&](int o, int r, const float(&value)[1]) {
-        const int n = x.token(group.first + r);
-        float weight = 1;
-        if (x.grouped)
-          for (int j = 0; j < p.top_k; ++j)
-            if (x.g.place[n * p.top_k + j] == group.first + r) weight = p.topk_weight[n * p.top_k + j];
-        sums[(o - first) * kFewRows + n] += weight * value[0];
+  const bool shared = x.has_shared() && blockIdx.y + 1 == gridDim.y;
+  const Group group = shared ? Group{0, 0, p.rows} : x.touched(blockIdx.y);
+  const Matrix m[2] = {matrix_of(shared ? p.shared_gate_proj : p.gate_proj, group.expert),
+                       matrix_of(shared ? p.shared_up_proj : p.up_proj, group.expert)};
+  const int first = static_cast<int>(blockIdx.x) * kProductOut<W>;
+  if (group.count == 0 || first >= m[0].out) return;
+  float* const act = shared ? x.shared_act() : p.act;
+  product_of_few<W>(
+      m, first,
+      [&](int r) {
+        const int place = group.first + r;
+        return p.x + static_cast<std::int64_t>(shared ? place : x.token(place)) * m[0].in;
+      },
+      group.count, p.norm, memory,
+      [&](int o, int r, const float(&value)[2]) {
+        act[static_cast<std::int64_t>(group.first + r) * m[0].out + o] = activate(p.activation, value[0]) * value[1];
       });
 }
 
-/// Shared sums of [kProductOut][tokens]: a thread that adds an expert's part is the one that added the part before.
+/// Sums [tokens][kProductOut] of a block's columns of y, expert after expert, the shared MLP last. The thread that adds
+/// is not always the same: barriers lie between.
 template <Storage W>
 __global__ void __launch_bounds__(kProductThreads<W>) experts_down_rows_kernel(Experts x) {
-  __shared__ alignas(16) float staged[kStagedFloats];
-  __shared__ float sums[kProductOut<W> * kFewRows];
-  for (int at = threadIdx.x; at < kProductOut<W> * kFewRows; at += kProductThreads<W>) sums[at] = 0;
-  const int first = blockIdx.x * kProductOut<W>, D = x.p.down_proj.first.out;
-  for (int i = 0;; ++i) {
-    const Group group = x.touched(i);
-    if (group.count == 0) break;
+  constexpr int kOut = kProductOut<W>;
+  __shared__ ProductMemory memory;
+  __shared__ float sums[kFewRows * kOut];
+  const ExpertsParams& p = x.p;
+  for (int at = threadIdx.x; at < kFewRows * kOut; at += kProductThreads<W>) sums[at] = 0;
+  const int first = blockIdx.x * kOut, D = p.down_proj.first.out;
+  for (int i = 0, shared = 0;; ++i) {
+    Group group = x.touched(i);
+    if (group.count == 0) {
+      if (shared != 0 || !x.has_shared()) break;
+      shared = 1;
+      group = {0, 0, p.rows};
+    }
+    const Matrix m[1] = {matrix_of(shared != 0 ? p.shared_down_proj : p.down_proj, group.expert)};
+    const float* act = shared != 0 ? x.shared_act() : p.act;
     __syncthreads();  // sums are 0, or another expert's part is in; what was staged has been read
-    if (group.count == 1)
-      down_rows<W, 1>(x, group, first, staged, sums);
-    else if (group.count == 2)
-      down_rows<W, 2>(x, group, first, staged, sums);
-    else if (group.count <= 4)
-      down_rows<W, 4>(x, group, first, staged, sums);
-    else
-      down_rows<W, 8>(x, group, first, staged, sums);
+    product_of_few<W>(
+        m, first, [&](int r) { return act + static_cast<std::int64_t>(group.first + r) * m[0].in; }, group.count,
+        RowNorm(), memory,
+        [&](int o, int r, const float(&value)[1]) {
+          const int place = group.first + r, n = shared != 0 ? place : x.token(place);
+          sums[n * kOut + o - first] += (shared != 0 ? 1.0f : x.weight(n, place)) * value[0];
+        });
   }
   __syncthreads();  // the sums are whole
-  for (int at = threadIdx.x; at < kProductOut<W> * x.p.rows; at += kProductThreads<W>) {
-    const int o = at % kProductOut<W>, n = at / kProductOut<W>;
+  for (int at = threadIdx.x; at < kOut * p.rows; at += kProductThreads<W>) {
+    const int o = at % kOut, n = at / kOut;
     if (first + o >= D) continue;
-    float& y = x.p.y[static_cast<std::int64_t>(n) * D + first + o];
-    const float sum = sums[o * kFewRows + n];
-    y = x.p.adds ? y + sum : sum;
+    float& y = p.y[static_cast<std::int64_t>(n) * D + first + o];
+    y = p.adds ? y + sums[at] : sums[at];
   }
 }
 
@@ -287,9 +229,11 @@ void experts_act(const ExpertsParams& p, cudaStream_t stream) {
     constexpr Storage W = decltype(w)::value;
     const int F = p.gate_proj.first.out;
     if (p.rows <= kFewRows) {
-      const int groups = p.groups != nullptr ? std::min(p.experts, p.rows * p.top_k) : 1;
-      experts_act_rows_kernel<W>
-          <<<dim3(up(F, kProductOut<W>), static_cast<unsigned>(groups)), kProductThreads<W>, 0, stream>>>(on_device(p));
+      const bool shared = p.shared_gate_proj.first.data != nullptr;
+      const int groups = (p.groups != nullptr ? std::min(p.experts, p.rows * p.top_k) : 1) + (shared ? 1 : 0);
+      const int widest = shared ? std::max(F, p.shared_gate_proj.first.out) : F;
+      const dim3 grid(up(widest, kProductOut<W>), static_cast<unsigned>(groups));
+      experts_act_rows_kernel<W><<<grid, kProductThreads<W>, 0, stream>>>(on_device(p));
       return;
     }
     const dim3 grid(up(F, kTile), most_tiles(p));

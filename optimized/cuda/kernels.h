@@ -56,6 +56,7 @@ struct LinearParams {
   std::int64_t x_stride;
   int rows;                  ///< N
   const std::int32_t* pick;  ///< [N]: row i is x[pick[i]]; null: x[i]
+  RowNorm norm;              ///< few rows only
   bool rounds;               ///< many rows may be rounded to bf16 for the tensor cores
   bool adds;                 ///< y += instead of y =
   int segment_count;
@@ -89,6 +90,22 @@ struct RopeKvWriteParams {
 };
 void rope_kv_write(const RopeKvWriteParams& p, cudaStream_t stream);
 
+/// All of a decode step of MHA up to attention in one launch, for few rows: q, k, v = norm(x) W^T + bias, q and k
+/// rotated, k and v written into the cache. Where qkv_rope_fits() says so.
+struct QkvRopeParams {
+  const float* x;  ///< [N,D]
+  RowNorm norm;
+  Matrix q_proj, k_proj, v_proj;  ///< one storage
+  int batch, tokens;              ///< B, S; N = B S <= kFewRows
+  const int* past;
+  int heads, key_heads, width;  ///< H, K, head_dim
+  const float *cos, *sin;       ///< [N, width/2]
+  float* q_rope;                ///< [N,H,width]
+  CachedRows keys, values;
+};
+bool qkv_rope_fits(int rows, int width);
+void qkv_rope(const QkvRopeParams& p, cudaStream_t stream);
+
 /// Copies rows [N, heads * width] into the cache behind the rows that it holds.
 struct KvWriteParams {
   const float* x;
@@ -120,6 +137,7 @@ struct AttentionParams {
   const std::uint8_t* all_masked;       ///< [B,S]: 1 where no key is visible; null: nowhere
   bool rounds;                          ///< q, k, p and v may be rounded to bf16 for the tensor cores
   int splits;                           ///< of the keys, attention_splits()
+  int* arrived;                         ///< [attention_arrivals()] zeros, and zeros again afterwards; splits > 1
   float* partial;                       ///< attention_partial_size() floats of scratch; null where splits is 1
   float* y;                             ///< [B,S,H,dv]
 };
@@ -130,6 +148,8 @@ inline constexpr int kMostRows = 65535;
 /// Parts of the keys that blocks of their own attend to, so that a few queries fill a device of `processors`.
 int attention_splits(int batch, int tokens, int heads, int key_heads, int most, int processors);
 std::int64_t attention_partial_size(const AttentionParams& p);
+/// How many ints AttentionParams::arrived has.
+int attention_arrivals(int batch, int tokens, int heads, int key_heads);
 void attention(const AttentionParams& p, cudaStream_t stream);
 
 /// The probabilities of the same: [B,H,S,T], T = `total`.
@@ -192,6 +212,19 @@ struct ExpertGroupsParams {
 };
 void expert_groups(const ExpertGroupsParams& p, cudaStream_t stream);
 
+/// The whole router of few rows in one launch: logits = norm(x) W^T, choice, weights, groups. The last block to arrive
+/// chooses.
+struct RouteParams {
+  const float* x;  ///< [N,D]
+  RowNorm norm;
+  Matrix weight;  ///< [E,D], f32 or bf16
+  float* logits;  ///< [N,E]
+  GateParams gate;
+  ExpertGroups groups;
+  int* arrived;  ///< 0, and 0 again afterwards
+};
+void route(const RouteParams& p, cudaStream_t stream);
+
 /// MLPs over the rows of x, each over its own: act = activation(x gate_proj^T) * (x up_proj^T), and
 /// y[n] (+)= sum over its experts, in ascending order, of weight * (act down_proj^T). Without groups there is one MLP,
 /// over all rows, with weight 1.
@@ -200,11 +233,15 @@ struct ExpertsParams {
   int rows, top_k, experts;
   const ExpertGroups* groups;                 ///< null: one MLP over all rows; top_k = experts = 1
   const float* topk_weight;                   ///< [N,k]; null without groups
+  RowNorm norm;                               ///< of x, few rows only
   MatrixStack gate_proj, up_proj, down_proj;  ///< [E][F,D], [E][F,D], [E][D,F]
+  /// One more MLP over all rows with weight 1, added last; few rows only. No data: none. Its act lies behind the
+  /// places'.
+  MatrixStack shared_gate_proj, shared_up_proj, shared_down_proj;
   Activation activation;
   bool rounds;     ///< many rows may be rounded to bf16 for the tensor cores
   bool adds;       ///< y += instead of y =
-  float* act;      ///< [N*k,F]: by place
+  float* act;      ///< [N*k,F]: by place; then [N,F of the shared MLP]
   float* partial;  ///< [N*k,D], by place; few rows do without
   float* y;        ///< [N,D]
 };

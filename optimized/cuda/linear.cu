@@ -33,13 +33,13 @@ __device__ inline void put(const LinearParams& p, const LinearSegment& s, int ro
 
 template <Storage W, int ROWS>
 __global__ void __launch_bounds__(kProductThreads<W>) linear_rows_kernel(LinearParams p) {
-  __shared__ alignas(16) float staged[kStagedFloats];
+  __shared__ ProductMemory memory;
   int block = blockIdx.x;
   const LinearSegment& s = segment_of(p, block, kProductOut<W>);
   const Matrix m[1] = {s.weight};
   product<W, ROWS>(
       m, block * kProductOut<W>, [&](int r) { return p.x + (p.pick != nullptr ? p.pick[r] : r) * p.x_stride; }, p.rows,
-      staged, [&](int o, int r, const float(&value)[1]) { put(p, s, r, o, value[0]); });
+      p.norm, memory, [&](int o, int r, const float(&value)[1]) { put(p, s, r, o, value[0]); });
 }
 
 template <bool TENSOR, Storage W>

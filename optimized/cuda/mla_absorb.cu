@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kKeyThreads) mla_absorb_keys_kernel(MlaAbsorbP
 
 template <Storage W, int ROWS>
 __global__ void __launch_bounds__(kProductThreads<W>) mla_absorb_values_kernel(MlaAbsorbParams p) {
-  __shared__ alignas(16) float staged[kStagedFloats];
+  __shared__ ProductMemory memory;
   const int h = blockIdx.x, n0 = blockIdx.y * ROWS, rows = min(ROWS, p.rows - n0);
   Matrix m[1] = {p.kv_b_proj};
   constexpr int kBytes = W == Storage::f32 ? 4 : 2;
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kProductThreads<W>) mla_absorb_values_kernel(M
   m[0].out = p.v;
   product<W, ROWS>(
       m, static_cast<int>(blockIdx.z) * kProductOut<W>,
-      [&](int r) { return p.x + (n0 + r) * p.x_token_stride + h * p.x_head_stride; }, rows, staged,
+      [&](int r) { return p.x + (n0 + r) * p.x_token_stride + h * p.x_head_stride; }, rows, RowNorm(), memory,
       [&](int o, int r, const float(&value)[1]) {
         p.y[(static_cast<std::int64_t>(n0 + r) * p.heads + h) * p.v + o] = value[0];
       });

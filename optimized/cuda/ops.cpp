@@ -159,6 +159,7 @@ Run linear(Setup& s) {
                        .x_stride = m.in,
                        .rows = static_cast<int>(s.p["x"].dim(0)),
                        .pick = nullptr,
+                       .norm = {},
                        .rounds = s.rounds() && s.p.op != "gate",
                        .adds = false,
                        .segment_count = 1,
@@ -249,6 +250,7 @@ Run attention(Setup& s) {
                     .all_masked = nullptr,
                     .rounds = s.rounds(),
                     .splits = 1,
+                    .arrived = nullptr,
                     .partial = nullptr,
                     .y = s.output<float>("y")};
   int device = 0, processors = 1;
@@ -256,6 +258,9 @@ Run attention(Setup& s) {
   DSV2_CUDA(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
   p.splits = attention_splits(p.batch, p.tokens, p.heads, p.key_heads, p.most, processors);
   p.partial = s.allocate<float>(attention_partial_size(p));
+  const int arrivals = attention_arrivals(p.batch, p.tokens, p.heads, p.key_heads);
+  p.arrived = s.allocate<int>(arrivals);
+  DSV2_CUDA(cudaMemsetAsync(p.arrived, 0, static_cast<std::size_t>(arrivals) * sizeof(int), s.stream));
   const auto flags = std::make_shared<std::vector<std::uint8_t>>(static_cast<std::size_t>(s.p.rows()));
   const optimized::AttentionMask mask = optimized::attention_mask(call, flags->data());
   if (mask.visible) {
@@ -346,9 +351,13 @@ Run mlps(Setup& s) {
                   .experts = E,
                   .groups = nullptr,
                   .topk_weight = s.optional_f32("topk_weight"),
+                  .norm = {},
                   .gate_proj = s.stack("gate_proj"),
                   .up_proj = s.stack("up_proj"),
                   .down_proj = s.stack("down_proj"),
+                  .shared_gate_proj = {},
+                  .shared_up_proj = {},
+                  .shared_down_proj = {},
                   .activation = s.p.config.hidden_act,
                   .rounds = s.rounds(),
                   .adds = false,

@@ -9,6 +9,11 @@ namespace dsv2::cuda {
 
 /// Floats of shared memory for staged rows.
 inline constexpr int kStagedFloats = 4096;
+/// Shared memory of a product.
+struct ProductMemory {
+  alignas(16) float staged[kStagedFloats];
+  float scales[kFewRows];  ///< of rows that are normalised
+};
 /// Columns that are staged at a time.
 template <int ROWS>
 inline constexpr int kStagedColumns = kStagedFloats / ROWS;
@@ -24,15 +29,32 @@ __device__ inline int staged_at(int row, int column) {
 }
 
 /// Columns [first, first + kStagedColumns) of rows 0..rows-1, zeros behind `width` and behind the last row. `row_of`
-/// gives a row's first element. The caller puts barriers around it.
+/// gives a row's first element; where there is a norm, its elements are scaled by it. The caller puts barriers around.
 template <Storage W, int ROWS, class RowOf>
-__device__ void stage(float* staged, RowOf row_of, int rows, int first, int width) {
+__device__ void stage(float* staged, RowOf row_of, int rows, int first, int width, const RowNorm& norm,
+                      const float* scales) {
   const int columns = min(kStagedColumns<ROWS>, (width - first + kBlockColumns - 1) / kBlockColumns * kBlockColumns);
   for (int r = 0; r < ROWS; ++r) {
     const float* x = r < rows ? row_of(r) : nullptr;
-    for (int c = threadIdx.x; c < columns; c += blockDim.x)
-      staged[staged_at<W, ROWS>(r, c)] = x != nullptr && first + c < width ? x[first + c] : 0.0f;
+    for (int c = threadIdx.x; c < columns; c += blockDim.x) {
+      float value = x != nullptr && first + c < width ? x[first + c] : 0.0f;
+      if (norm.weight != nullptr && x != nullptr && first + c < width) value = norm.weight[first + c] * (value * scales[r]);
+      staged[staged_at<W, ROWS>(r, c)] = value;
+    }
   }
+}
+
+/// 1 / sqrt(mean(x^2) + eps) of each row, a warp a row; with a barrier at the end.
+template <int ROWS, class RowOf>
+__device__ void norm_scales(float* scales, RowOf row_of, int rows, int width, float eps) {
+  for (int r = threadIdx.x / kWarp; r < rows; r += blockDim.x / kWarp) {
+    const float* x = row_of(r);
+    float sum = 0;
+    for (int c = threadIdx.x % kWarp; c < width; c += kWarp) sum += x[c] * x[c];
+    sum = warp_sum(sum);
+    if (threadIdx.x % kWarp == 0) scales[r] = 1.0f / sqrtf(sum / static_cast<float>(width) + eps);
+  }
+  __syncthreads();  // the scales are there
 }
 
 /// sums[o][r] += this lane's part of rows w[o] [columns] times staged row r. `columns` is what is staged.
@@ -126,71 +148,92 @@ template <Storage W>
 inline constexpr int kProductOut = W == Storage::f32 || W == Storage::bf16 ? kRowWarps* kOutPerWarp : kPanelRows;
 
 /// out(o, r, value) for rows o = first..first+kProductOut-1 (below m.out) of MATRICES equal matrices times `rows` rows,
-/// by the whole block: value[i] of matrix i. `staged` has kStagedFloats. MATRICES share the staged rows: gate and up.
+/// by the whole block: value[i] of matrix i. Threads beside each other have rows o beside each other. MATRICES share
+/// the staged rows: gate and up, the halves of a head. Ends without a barrier, and so does what `out` writes.
 template <Storage W, int ROWS, int MATRICES, class RowOf, class Out>
-__device__ void product(const Matrix (&m)[MATRICES], int first, RowOf row_of, int rows, float* staged, Out out) {
+__device__ void product(const Matrix (&m)[MATRICES], int first, RowOf row_of, int rows, const RowNorm& norm,
+                        ProductMemory& memory, Out out) {
+  constexpr int kThreads = kProductThreads<W>, kOut = kProductOut<W>;
+  float *const staged = memory.staged, *const scales = memory.scales;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, width = m[0].in;
-  if constexpr (W == Storage::f32 || W == Storage::bf16) {
-    constexpr int kOut = kOutPerWarp * MATRICES, kBytes = W == Storage::f32 ? 4 : 2;
-    float sums[kOut][ROWS] = {};
-    const int row = first + warp * kOutPerWarp;
-    for (int c = 0; c < width; c += kStagedColumns<ROWS>) {
-      if (c > 0) __syncthreads();  // all have read what is overwritten now
-      stage<W, ROWS>(staged, row_of, rows, c, width);
-      __syncthreads();  // the rows are staged
-      const void* w[kOut];
+  constexpr bool kInRows = W == Storage::f32 || W == Storage::bf16;
+  constexpr int kSums = kInRows ? kOutPerWarp * MATRICES : MATRICES;
+  if (norm.weight != nullptr) norm_scales<ROWS>(scales, row_of, rows, width, norm.eps);
+  float sums[kSums][ROWS] = {};
+  for (int c = 0; c < width; c += kStagedColumns<ROWS>) {
+    if (c > 0) __syncthreads();  // all have read what is overwritten now
+    stage<W, ROWS>(staged, row_of, rows, c, width, norm, scales);
+    __syncthreads();  // the rows are staged
+    if constexpr (kInRows) {
+      constexpr int kBytes = W == Storage::f32 ? 4 : 2;
+      const void* w[kSums];
 #pragma unroll
-      for (int i = 0; i < kOut; ++i) {
+      for (int i = 0; i < kSums; ++i) {
         // A row behind the last one reads the last one's and is not told.
-        const int o = min(row + i % kOutPerWarp, m[0].out - 1);
+        const int o = min(first + warp * kOutPerWarp + i % kOutPerWarp, m[0].out - 1);
         const Matrix& of = m[i / kOutPerWarp];
         w[i] = static_cast<const std::byte*>(of.data) + (static_cast<std::int64_t>(o) * of.stride + c) * kBytes;
       }
       accumulate<W>(sums, w, staged, min(kStagedColumns<ROWS>, m[0].stride - c));
-    }
-#pragma unroll
-    for (int o = 0; o < kOutPerWarp; ++o) {
-#pragma unroll
-      for (int r = 0; r < ROWS; ++r) {
-        float value[MATRICES];
-#pragma unroll
-        for (int i = 0; i < MATRICES; ++i) value[i] = warp_sum(sums[i * kOutPerWarp + o][r]);
-        if (lane == 0 && r < rows && row + o < m[0].out) out(row + o, r, value);
-      }
-    }
-  } else {
-    float sums[MATRICES][ROWS] = {};
-    for (int c = 0; c < width; c += kStagedColumns<ROWS>) {
-      if (c > 0) __syncthreads();  // all have read what is overwritten now
-      stage<W, ROWS>(staged, row_of, rows, c, width);
-      __syncthreads();  // the rows are staged
+    } else {
       const int columns = min(kStagedColumns<ROWS>, (width - c + kBlockColumns - 1) / kBlockColumns * kBlockColumns);
 #pragma unroll
       for (int i = 0; i < MATRICES; ++i)
         accumulate_panel<W>(sums[i], Quantised<W>::panel(m[i], first) + c / kBlockColumns * Quantised<W>::kBlockBytes,
                             staged, columns, warp, kPanelWarps);
     }
-    // The two halves of each warp, then the warps, by way of the staging memory.
-    __syncthreads();  // all have read the staged rows
+  }
+  __syncthreads();  // all have read the staged rows: the sums take their place, [matrix][row][part][o]
+  constexpr int kParts = kInRows ? 1 : kPanelWarps;
 #pragma unroll
-    for (int i = 0; i < MATRICES; ++i) {
+  for (int i = 0; i < kSums; ++i) {
 #pragma unroll
-      for (int r = 0; r < ROWS; ++r) {
+    for (int r = 0; r < ROWS; ++r) {
+      if constexpr (kInRows) {
+        const float sum = warp_sum(sums[i][r]);
+        if (lane == 0) staged[(i / kOutPerWarp * ROWS + r) * kOut + warp * kOutPerWarp + i % kOutPerWarp] = sum;
+      } else {
         const float sum = sums[i][r] + __shfl_xor_sync(kAllLanes, sums[i][r], kPanelRows);
-        if (lane < kPanelRows) staged[((i * ROWS + r) * kPanelWarps + warp) * kPanelRows + lane] = sum;
+        if (lane < kPanelRows) staged[((i * ROWS + r) * kParts + warp) * kOut + lane] = sum;
       }
     }
-    __syncthreads();  // the warps' sums are there
-    for (int at = threadIdx.x; at < ROWS * kPanelRows; at += kWarp * kPanelWarps) {
-      const int r = at / kPanelRows, o = at % kPanelRows;
-      if (r >= rows || first + o >= m[0].out) continue;
-      float value[MATRICES] = {};
-#pragma unroll
-      for (int i = 0; i < MATRICES; ++i)
-        for (int w = 0; w < kPanelWarps; ++w) value[i] += staged[((i * ROWS + r) * kPanelWarps + w) * kPanelRows + o];
-      out(first + o, r, value);
-    }
   }
+  __syncthreads();  // the sums are there
+  for (int at = threadIdx.x; at < rows * kOut; at += kThreads) {
+    const int r = at / kOut, o = at % kOut;
+    if (first + o >= m[0].out) continue;
+    float value[MATRICES] = {};
+#pragma unroll
+    for (int i = 0; i < MATRICES; ++i)
+      for (int part = 0; part < kParts; ++part) value[i] += staged[((i * ROWS + r) * kParts + part) * kOut + o];
+    out(first + o, r, value);
+  }
+}
+
+/// The same for as few ROWS as hold `rows`, which is known on the device only.
+template <Storage W, int MATRICES, class RowOf, class Out>
+__device__ void product_of_few(const Matrix (&m)[MATRICES], int first, RowOf row_of, int rows, const RowNorm& norm,
+                               ProductMemory& memory, Out out) {
+  if (rows == 1)
+    product<W, 1>(m, first, row_of, rows, norm, memory, out);
+  else if (rows == 2)
+    product<W, 2>(m, first, row_of, rows, norm, memory, out);
+  else if (rows <= 4)
+    product<W, 4>(m, first, row_of, rows, norm, memory, out);
+  else
+    product<W, 8>(m, first, row_of, rows, norm, memory, out);
+}
+
+/// Rows `first` and on of a matrix; of one in panels, a multiple of their height.
+__device__ inline Matrix rows_from(Matrix m, int first) {
+  if (m.storage == Storage::f32 || m.storage == Storage::bf16)
+    m.data = static_cast<const std::byte*>(m.data) +
+             static_cast<std::int64_t>(first) * m.stride * (m.storage == Storage::f32 ? 4 : 2);
+  else
+    m.data =
+        m.storage == Storage::i8 ? Quantised<Storage::i8>::panel(m, first) : Quantised<Storage::i4>::panel(m, first);
+  m.out -= first;
+  return m;
 }
 
 }  // namespace dsv2::cuda

@@ -24,6 +24,12 @@ struct MatrixStack {
   std::int64_t stride_bytes = 0;
 };
 
+/// weight * x / sqrt(mean(x^2) + eps) in place of a row x on its way into a product. Null: x itself.
+struct RowNorm {
+  const float* weight = nullptr;
+  float eps = 0;
+};
+
 /// Rows of a cache part, [B, heads, capacity, dim].
 struct CachedRows {
   void* data = nullptr;
