@@ -19,6 +19,7 @@ namespace dsv2::cuda {
 namespace {
 
 constexpr float kLatentNormEps = 1e-6f;
+constexpr std::size_t kMostGraphs = 16;
 
 /// The numbers of a call that change from step to step, in one piece of memory.
 struct Inputs {
@@ -89,6 +90,10 @@ class CudaDecoder final : public Decoder {
   void fused_layer(const Step& step, const DeviceLayer& w);
   void norm(const float* x, std::int64_t x_stride, const float* weight, float eps, int rows, int width, float* y);
   void head(const ForwardInput& input, const Step& step, ForwardOutput& out);
+  bool is_plain_step(const ForwardInput& input, const Call& call) const;
+  void enqueue_plain_step(Step step, bool logits);
+  ForwardOutput plain_step(const ForwardInput& input, const Call& call, DeviceKvCache& cache);
+  ForwardOutput full_forward(const ForwardInput& input, const Call& call, DeviceKvCache& cache);
   struct LinearOptions {
     bool keeps = false;  ///< rows stay f32
     const std::int32_t* pick = nullptr;
@@ -124,6 +129,11 @@ class CudaDecoder final : public Decoder {
   DeviceBuffer<int> arrived_;  // zeros between launches
   DeviceBuffer<std::int32_t> topk_idx_, group_memory_, picks_;
   DeviceBuffer<std::uint8_t> mask_, all_masked_;
+
+  /// The cache's memory and capacity, B, whether there are logits: what a graph of a step is made for. The buffers
+  /// above are the same as long as none has grown.
+  using GraphKey = std::tuple<void*, std::int64_t, std::int64_t, bool>;
+  std::map<GraphKey, Graph> graphs_;
 };
 
 DeviceKvCache& CudaDecoder::own_kind(KvCache& cache) const {
@@ -627,7 +637,7 @@ void CudaDecoder::head(const ForwardInput& input, const Step& step, ForwardOutpu
   const bool classify = config_.head == Head::sequence_classification;
   std::vector<std::int32_t> rows;
   Shape shape{B, S, config_.vocab_size};
-  if (classify || call.logits == Logits::last) {
+  if (classify || (call.logits == Logits::last && S > 1)) {
     const auto picked =
         classify ? pooled_positions(input, config_, call) : std::vector(static_cast<std::size_t>(B), S - 1);
     for (std::int64_t b = 0; b < B; ++b)
@@ -642,21 +652,56 @@ void CudaDecoder::head(const ForwardInput& input, const Step& step, ForwardOutpu
   }
   float* logits = logits_.get(count * weights_.head.out);
   linear(hidden_.data(), size(count), {{weights_.head, logits, weights_.head.out}}, {.pick = pick});
-  out.logits = download(logits, shape);
+  out.logits = download(logits, std::move(shape));
   if (input.taps) input.taps->tap(classify ? "score" : "lm_head", out.logits.view(), out.logits.data());
 }
 
-ForwardOutput CudaDecoder::forward(const ForwardInput& input) {
-  const Call call = validate_input(input, config_);
-  const std::int64_t B = call.batch, S = call.tokens, T = call.total, D = config_.hidden_size, N = B * S;
-  DSV2_CHECK(N <= kMostRows, "tokens: expected at most ", kMostRows, " in a call, found ", B, " x ", S);
+/// A decode step from which nothing but its last results is wanted: one that can be a graph.
+bool CudaDecoder::is_plain_step(const ForwardInput& input, const Call& call) const {
+  return call.tokens == 1 && call.batch <= kFewRows && input.cache && input.input_ids && !input.taps &&
+         !input.attentions && !input.hidden_states && call.mask_rank == 0 &&
+         config_.head != Head::sequence_classification;
+}
 
-  // A call without a cache object works on one of its own.
-  std::unique_ptr<KvCache> own;
-  if (!input.cache) own = input.past_key_values ? make_cache(*input.past_key_values) : make_cache(B, T);
-  DeviceKvCache& cache = own_kind(input.cache ? *input.cache : *own);
-  cache.reserve(T);
+/// Everything of a plain step: from the ids in pinned memory to the logits on the device.
+void CudaDecoder::enqueue_plain_step(Step step, bool logits) {
+  copy_inputs(step);
+  embed(step);
+  for (; step.layer < config_.num_hidden_layers; ++step.layer)
+    fused_layer(step, weights_.layers[static_cast<std::size_t>(step.layer)]);
+  const int D = size(config_.hidden_size);
+  norm(x_.data(), D, weights_.norm, static_cast<float>(config_.rms_norm_eps), step.rows, D, hidden_.data());
+  if (logits) linear(hidden_.data(), step.rows, {{weights_.head, logits_.data(), weights_.head.out}});
+}
+
+ForwardOutput CudaDecoder::plain_step(const ForwardInput& input, const Call& call, DeviceKvCache& cache) {
+  const std::int64_t B = call.batch, D = config_.hidden_size, V = weights_.head.out;
+  const bool logits = call.logits != Logits::none;
+  // Laid out for all that the cache has room for: one graph serves every step until it grows.
+  const std::int64_t before = workspace_bytes();
+  make_room(size(B), size(cache.capacity()), B, 1);
+  if (logits) logits_.get(B * V);
+  if (workspace_bytes() != before) graphs_.clear();
+  Step step{.call = call, .cache = cache, .rows = size(B), .most = size(cache.capacity()), .sink = nullptr};
+  upload(input, step);
+  const GraphKey key{cache.rows(0, 0).data, cache.capacity(), B, logits};
+  auto found = graphs_.find(key);
+  if (found == graphs_.end()) {
+    if (graphs_.size() >= kMostGraphs) graphs_.clear();
+    found = graphs_.emplace(key, Graph(stream_, [&] { enqueue_plain_step(step, logits); })).first;
+  }
+  found->second.launch(stream_);
+  ForwardOutput out;
+  out.last_hidden_state = download(hidden_.data(), {B, 1, D});
+  if (logits) out.logits = download(logits_.data(), {B, 1, V});
+  return out;
+}
+
+ForwardOutput CudaDecoder::full_forward(const ForwardInput& input, const Call& call, DeviceKvCache& cache) {
+  const std::int64_t B = call.batch, S = call.tokens, T = call.total, D = config_.hidden_size, N = B * S;
+  const std::int64_t before = workspace_bytes();
   make_room(size(N), size(T), B, S);
+  if (workspace_bytes() != before) graphs_.clear();
 
   Step step{.call = call, .cache = cache, .rows = size(N), .most = size(T), .sink = input.taps};
   upload(input, step);
@@ -684,6 +729,20 @@ ForwardOutput CudaDecoder::forward(const ForwardInput& input) {
   out.last_hidden_state = download(hidden_.data(), {B, S, D});
   if (input.hidden_states) out.hidden_states.push_back(out.last_hidden_state.clone());
   head(input, step, out);
+  return out;
+}
+
+ForwardOutput CudaDecoder::forward(const ForwardInput& input) {
+  const Call call = validate_input(input, config_);
+  const std::int64_t B = call.batch, S = call.tokens, T = call.total, N = B * S;
+  DSV2_CHECK(N <= kMostRows, "tokens: expected at most ", kMostRows, " in a call, found ", B, " x ", S);
+
+  // A call without a cache object works on one of its own.
+  std::unique_ptr<KvCache> own;
+  if (!input.cache) own = input.past_key_values ? make_cache(*input.past_key_values) : make_cache(B, T);
+  DeviceKvCache& cache = own_kind(input.cache ? *input.cache : *own);
+  cache.reserve(T);
+  ForwardOutput out = is_plain_step(input, call) ? plain_step(input, call, cache) : full_forward(input, call, cache);
   if (input.labels) out.loss = cross_entropy_loss(input, config_, call, out.logits.view());
 
   // Only now: a sink or an allocation may have thrown before.
