@@ -35,7 +35,7 @@ struct Library {
 
 /// The functions of a library's row, which load it.
 template <Library& library>
-Backend loaded_on_demand(std::string_view name, std::string_view description) {
+Backend loaded_on_demand(std::string_view name, std::string_view description, bool simulated) {
   return {.name = name,
           .description = description,
           .unavailable = []() -> std::optional<std::string> {
@@ -58,7 +58,8 @@ Backend loaded_on_demand(std::string_view name, std::string_view description) {
             library.load();
             if (!library.why.empty()) return {};
             return library.row.ops();
-          }};
+          },
+          .simulated = simulated};
 }
 
 Library cuda_library = {"libdsv2_cuda.so"}, cuda_sim_library = {"libdsv2_cuda_sim.so"};
@@ -68,8 +69,9 @@ Library cuda_library = {"libdsv2_cuda.so"}, cuda_sim_library = {"libdsv2_cuda_si
 std::span<const Backend> backends() {
   static const Backend kBackends[] = {
       reference::backend(), cpu::backend(),
-      loaded_on_demand<cuda_library>("cuda", "CUDA kernels on a GPU; f32, bf16, int8 and int4 weights"),
-      loaded_on_demand<cuda_sim_library>("cuda-sim", "the same CUDA objects, their PTX run on the CPU by gpusim")};
+      loaded_on_demand<cuda_library>("cuda", "CUDA kernels on a GPU; f32, bf16, int8 and int4 weights", false),
+      loaded_on_demand<cuda_sim_library>("cuda-sim", "the same CUDA objects, their PTX run on the CPU by gpusim",
+                                         true)};
   return kBackends;
 }
 

@@ -7,11 +7,13 @@
 
 namespace dsv2::cuda {
 
-/// Floats of shared memory for staged rows.
+/// Columns of staged rows, in all.
 inline constexpr int kStagedFloats = 4096;
+/// Between the two halves of a row, and of a row and the next: half the banks.
+inline constexpr int kStagedGap = 16;
 /// Shared memory of a product.
 struct ProductMemory {
-  alignas(16) float staged[kStagedFloats];
+  alignas(16) float staged[kStagedFloats + 2 * kStagedGap * kFewRows];
   float scales[kFewRows];  ///< of rows that are normalised
 };
 /// Columns that are staged at a time.
@@ -19,12 +21,12 @@ template <int ROWS>
 inline constexpr int kStagedColumns = kStagedFloats / ROWS;
 
 /// Where a column of a staged row lies. Lanes that take 8 bf16 columns read two vectors of 4 floats: the first ones of
-/// all lanes are neighbours, and so are the second ones, or they would meet in the same banks.
+/// all lanes are neighbours, and so are the second ones, half the banks on, so that neither reads nor writes meet.
 template <Storage W, int ROWS>
 __device__ inline int staged_at(int row, int column) {
-  const int base = row * kStagedColumns<ROWS>;
+  const int base = row * (kStagedColumns<ROWS> + 2 * kStagedGap);
   if constexpr (W == Storage::bf16)
-    return base + (column >> 2 & 1) * (kStagedColumns<ROWS> / 2) + (column >> 3) * 4 + (column & 3);
+    return base + (column >> 2 & 1) * (kStagedColumns<ROWS> / 2 + kStagedGap) + (column >> 3) * 4 + (column & 3);
   return base + column;
 }
 
@@ -38,7 +40,8 @@ __device__ void stage(float* staged, RowOf row_of, int rows, int first, int widt
     const float* x = r < rows ? row_of(r) : nullptr;
     for (int c = threadIdx.x; c < columns; c += blockDim.x) {
       float value = x != nullptr && first + c < width ? x[first + c] : 0.0f;
-      if (norm.weight != nullptr && x != nullptr && first + c < width) value = norm.weight[first + c] * (value * scales[r]);
+      if (norm.weight != nullptr && x != nullptr && first + c < width)
+        value = norm.weight[first + c] * (value * scales[r]);
       staged[staged_at<W, ROWS>(r, c)] = value;
     }
   }
