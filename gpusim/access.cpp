@@ -4,6 +4,7 @@
 
 #include "gpusim/handlers.h"
 #include "gpusim/lanes.h"
+#include "gpusim/shared_watch.h"
 
 namespace gpusim::DSV2_ISA {
 namespace {
@@ -119,6 +120,24 @@ std::uint64_t shared_host_address(Warp& warp, std::uint64_t offset) {
   return reinterpret_cast<std::uint64_t>(block->shared.data()) + (offset & ((1u << kClusterRankShift) - 1));
 }
 
+/// Checks of an access whose lanes all lie within the block's shared memory and are aligned.
+void watch_shared(Warp& warp, const Instruction& in, Addresses& addresses, int bytes, Access access) {
+  SharedOffsets offsets;
+  const auto fallback = static_cast<std::uint32_t>(addresses.at[std::countr_zero(addresses.mask)]);
+  offsets.mask = addresses.mask;
+  offsets.least = fallback;
+  offsets.most = fallback;
+  for (int l = 0; l < kWarpLanes; ++l) {
+    const bool takes_part = (addresses.mask & kLaneBits.bit[l]) != 0;
+    const std::uint32_t at = takes_part ? static_cast<std::uint32_t>(addresses.at[l]) : fallback;
+    offsets.at[l] = at;
+    offsets.least = at < offsets.least ? at : offsets.least;
+    offsets.most = at > offsets.most ? at : offsets.most;
+  }
+  if (!is_plainly_right(warp, in, offsets, static_cast<std::uint32_t>(bytes), access))
+    observe_shared(warp, in, addresses, bytes, access);
+}
+
 /// Shared memory: offsets become host addresses.
 template <bool kInstrumented>
 void resolve_shared(Warp& warp, const Instruction& in, Addresses& addresses, int bytes, Access access) {
@@ -142,7 +161,7 @@ void resolve_shared(Warp& warp, const Instruction& in, Addresses& addresses, int
          [&](std::uint32_t lanes_) { misaligned_access(warp, in, lanes_, addresses.at, bytes); });
     if (addresses.mask == 0) return;
   }
-  if constexpr (kInstrumented) observe_shared(warp, in, addresses, bytes, access);
+  if constexpr (kInstrumented) watch_shared(warp, in, addresses, bytes, access);
   if (block.cluster.empty()) {
     const auto base = reinterpret_cast<std::uint64_t>(block.shared.data());
     for (int l = 0; l < kWarpLanes; ++l) addresses.at[l] += base;
@@ -322,16 +341,17 @@ void load_elements(Warp& warp, const Instruction& in, const Addresses& addresses
 
 /// Offsets of all 32 lanes in the block's own shared memory; false where one is out of bounds, misaligned or another
 /// block's: the general path sorts that out.
-inline bool shared_offsets(Warp& warp, const Instruction& in, std::uint32_t bytes, std::uint32_t* offsets) {
+inline bool shared_offsets(Warp& warp, const Instruction& in, std::uint32_t bytes, SharedOffsets& offsets) {
   const Block& block = *warp.block;
   if (warp.exec != kAllLanes || !block.cluster.empty() || block.shared_end < kSharedBase + bytes) return false;
   const auto offset = static_cast<std::uint32_t>(in.immediate);
+  std::uint32_t least = ~0u;
   std::uint32_t most = 0;
   std::uint32_t low = 0;
   const auto note = [&](int l, std::uint32_t at) {
-    offsets[l] = at;
-    const std::uint32_t beyond = at - kSharedBase;
-    most = beyond > most ? beyond : most;
+    offsets.at[l] = at;
+    least = at < least ? at : least;
+    most = at > most ? at : most;
     low |= at;
   };
   if (in.address_bytes == 8) {
@@ -341,7 +361,10 @@ inline bool shared_offsets(Warp& warp, const Instruction& in, std::uint32_t byte
     const auto* a = lanes<std::uint32_t>(warp, in.a);
     for (int l = 0; l < kWarpLanes; ++l) note(l, a[l] + offset);
   }
-  return most <= block.shared_end - kSharedBase - bytes && (low & (bytes - 1)) == 0;
+  offsets.mask = kAllLanes;
+  offsets.least = least;
+  offsets.most = most;
+  return least >= kSharedBase && most <= block.shared_end - bytes && (low & (bytes - 1)) == 0;
 }
 
 /// 32-bit elements at all lanes' offsets. Groups of lanes mostly read side by side or one element: gathers are slow.
@@ -383,28 +406,31 @@ inline void gather_words(std::uint32_t* to, const std::byte* base, const std::ui
 #endif
 }
 
-/// ld.shared of 32-bit elements by all lanes, where nobody looks on.
-inline bool load_shared_words(Warp& warp, const Instruction& in) {
-  alignas(64) std::uint32_t offsets[kWarpLanes];
-  if (!shared_offsets(warp, in, 4u * in.elements, offsets)) return false;
+/// ld.shared of 32-bit elements by all lanes; false where there may be something to complain about.
+template <bool kInstrumented>
+bool load_shared_words(Warp& warp, const Instruction& in) {
+  SharedOffsets offsets;
+  const std::uint32_t bytes = 4u * in.elements;
+  if (!shared_offsets(warp, in, bytes, offsets)) return false;
+  if (kInstrumented && !is_plainly_right(warp, in, offsets, bytes, Access::read)) return false;
   const std::byte* const base = warp.block->shared.data();
   const std::int32_t* const slots = warp.lists + in.list;
 #if defined(__SSE2__)
   if (in.elements == 4) {
-    load_quads(warp, slots, [=](int l) { return base + offsets[l]; });
+    load_quads(warp, slots, [&](int l) { return base + offsets.at[l]; });
     return true;
   }
 #endif
   for (int i = 0; i < in.elements; ++i) {
-    if (slots[i] >= 0) gather_words(lanes<std::uint32_t>(warp, slots[i]), base + 4 * i, offsets);
+    if (slots[i] >= 0) gather_words(lanes<std::uint32_t>(warp, slots[i]), base + 4 * i, offsets.at);
   }
   return true;
 }
 
 template <class T, class R, Space kSpace, bool kInstrumented>
 void load(Warp& warp, const Instruction& in) {
-  if constexpr (kSpace == Space::shared && !kInstrumented && sizeof(T) == 4 && sizeof(R) == 4) {
-    if (load_shared_words(warp, in)) return;
+  if constexpr (kSpace == Space::shared && sizeof(T) == 4 && sizeof(R) == 4) {
+    if (load_shared_words<kInstrumented>(warp, in)) return;
   }
   Addresses addresses;
   resolve<kSpace, kInstrumented>(warp, in, addresses, static_cast<int>(sizeof(T)) * in.elements, Access::read);
@@ -425,22 +451,25 @@ void store_element(Warp& warp, std::int32_t slot, const Addresses& addresses, in
   for_lanes(addresses.mask, [&](int l) { store_to<T>(addresses.at[l] + offset, static_cast<T>(from[l])); });
 }
 
-/// st.shared of 32-bit elements by all lanes, where nobody looks on.
-inline bool store_shared_words(Warp& warp, const Instruction& in) {
-  alignas(64) std::uint32_t offsets[kWarpLanes];
-  if (!shared_offsets(warp, in, 4u * in.elements, offsets)) return false;
+/// st.shared of 32-bit elements by all lanes; false where there may be something to complain about.
+template <bool kInstrumented>
+bool store_shared_words(Warp& warp, const Instruction& in) {
+  SharedOffsets offsets;
+  const std::uint32_t bytes = 4u * in.elements;
+  if (!shared_offsets(warp, in, bytes, offsets)) return false;
+  if (kInstrumented && !is_plainly_right(warp, in, offsets, bytes, Access::write)) return false;
   std::byte* const base = warp.block->shared.data();
   for (int i = 0; i < in.elements; ++i) {
     const auto* from = lanes<std::uint32_t>(warp, warp.lists[in.list + i]);
-    for (int l = 0; l < kWarpLanes; ++l) std::memcpy(base + offsets[l] + 4 * i, from + l, 4);
+    for (int l = 0; l < kWarpLanes; ++l) std::memcpy(base + offsets.at[l] + 4 * i, from + l, 4);
   }
   return true;
 }
 
 template <class T, class R, Space kSpace, bool kInstrumented>
 void store(Warp& warp, const Instruction& in) {
-  if constexpr (kSpace == Space::shared && !kInstrumented && sizeof(T) == 4 && sizeof(R) == 4) {
-    if (store_shared_words(warp, in)) return;
+  if constexpr (kSpace == Space::shared && sizeof(T) == 4 && sizeof(R) == 4) {
+    if (store_shared_words<kInstrumented>(warp, in)) return;
   }
   Addresses addresses;
   resolve<kSpace, kInstrumented>(warp, in, addresses, static_cast<int>(sizeof(T)) * in.elements, Access::write);

@@ -72,12 +72,34 @@ Addresses sources(Warp& warp, const Instruction& in, std::uint32_t mask) {
   return result;
 }
 
-void perform(Warp& warp, const PendingCopy& copy) {
-  std::byte* const to = warp.block->shared.data() + copy.destination;
-  if (copy.source_bytes > 0) std::memcpy(to, reinterpret_cast<const void*>(copy.source), copy.source_bytes);
-  std::memset(to + copy.source_bytes, 0, static_cast<std::size_t>(copy.bytes - copy.source_bytes));
-  if (!warp.block->shared_state.empty()) {
-    std::memset(&warp.block->shared_state[copy.destination], kSharedInitialised, copy.bytes);
+void perform(Warp& warp, const PendingCopy& copy, std::uint32_t mask) {
+  std::byte* const shared = warp.block->shared.data();
+  std::uint8_t* const states = warp.block->shared_state.empty() ? nullptr : warp.block->shared_state.data();
+  for_lanes(mask, [&](int lane) {
+    const auto l = static_cast<std::size_t>(lane);
+    std::byte* const to = shared + copy.destination[l];
+    const std::size_t read = copy.source_bytes[l];
+    if (read > 0) std::memcpy(to, reinterpret_cast<const void*>(copy.source[l]), read);
+    std::memset(to + read, 0, copy.bytes - read);
+    if (states != nullptr) std::memset(states + copy.destination[l], kSharedInitialised, copy.bytes);
+  });
+}
+
+/// Leaves the copy to its wait: a record for each group that its lanes are in, mostly one.
+void postpone(Warp& warp, PendingCopy copy) {
+  std::uint8_t* const states = warp.block->shared_state.empty() ? nullptr : warp.block->shared_state.data();
+  if (states != nullptr) {
+    for_lanes(copy.mask, [&](int lane) {
+      std::memset(states + copy.destination[static_cast<std::size_t>(lane)], kSharedPending, copy.bytes);
+    });
+  }
+  for (std::uint32_t left = copy.mask; left != 0; left &= ~copy.mask) {
+    copy.group = warp.copy_groups[static_cast<std::size_t>(std::countr_zero(left))];
+    copy.mask = 0;
+    for_lanes(left, [&](int lane) {
+      copy.mask |= static_cast<std::uint32_t>(warp.copy_groups[static_cast<std::size_t>(lane)] == copy.group) << lane;
+    });
+    warp.copies.push_back(copy);
   }
 }
 
@@ -131,23 +153,17 @@ void copy_async(Warp& warp, const Instruction& in) {
   }
   to.mask &= from.mask | zeros;
   if (instrumented && to.mask != 0) observe_shared(warp, in, to, in.bytes, Access::write);
-  for (std::uint32_t mask = to.mask; mask != 0; mask &= mask - 1) {
-    const int lane = std::countr_zero(mask);
-    const PendingCopy copy{.source = from.at[lane],
-                           .destination = static_cast<std::uint32_t>(to.at[lane]),
-                           .bytes = in.bytes,
-                           .source_bytes = source_bytes(warp, in, lane),
-                           .lane = static_cast<std::uint8_t>(lane),
-                           .group = warp.copy_groups[static_cast<std::size_t>(lane)],
-                           .at = machine.index_of(in)};
-    if (!machine.checks.async_copies) {
-      perform(warp, copy);
-      continue;
-    }
-    if (!warp.block->shared_state.empty())
-      std::memset(&warp.block->shared_state[copy.destination], kSharedPending, copy.bytes);
-    warp.copies.push_back(copy);
-  }
+  if (to.mask == 0) return;
+  PendingCopy copy;
+  copy.mask = to.mask;
+  copy.bytes = in.bytes;
+  for_lanes(to.mask, [&](int lane) {
+    const auto l = static_cast<std::size_t>(lane);
+    copy.source[l] = from.at[lane];
+    copy.destination[l] = static_cast<std::uint32_t>(to.at[lane]);
+    copy.source_bytes[l] = source_bytes(warp, in, lane);
+  });
+  machine.checks.async_copies ? postpone(warp, copy) : perform(warp, copy, copy.mask);
 }
 
 void commit(Warp& warp, const Instruction&) {
@@ -165,12 +181,17 @@ void wait_all(Warp& warp, const Instruction&) { finish_copies(warp, warp.exec, 0
 
 void finish_copies(Warp& warp, std::uint32_t mask, std::uint32_t keep, bool committed_only) {
   if (warp.copies.empty()) return;
-  std::erase_if(warp.copies, [&](const PendingCopy& copy) {
-    if ((mask >> copy.lane & 1u) == 0) return false;
-    const std::uint32_t closed = warp.copy_groups[copy.lane];
-    if (committed_only && copy.group + keep >= closed) return false;
-    perform(warp, copy);
-    return true;
+  std::erase_if(warp.copies, [&](PendingCopy& copy) {
+    std::uint32_t due = copy.mask & mask;
+    if (committed_only) {
+      for_lanes(copy.mask & mask, [&](int lane) {
+        const std::uint32_t closed = warp.copy_groups[static_cast<std::size_t>(lane)];
+        if (copy.group + keep >= closed) due &= ~(1u << lane);
+      });
+    }
+    perform(warp, copy, due);
+    copy.mask &= ~due;
+    return copy.mask == 0;
   });
 }
 

@@ -109,6 +109,10 @@ bool release_warp_barriers(Warp& warp) {
 
 /// Chooses a group where none runs; false where all of them wait.
 bool pick(Warp& warp) {
+  if (warp.others.size() == 1 && warp.others[0].wait == Wait::none) {
+    resume(warp, 0);
+    return true;
+  }
   std::ptrdiff_t next = lowest(warp, Wait::none);
   if (next < 0) next = lowest(warp, Wait::turn);
   if (next < 0 && release_warp_barriers(warp)) next = lowest(warp, Wait::none);
@@ -184,12 +188,14 @@ void write_reduction(Warp& warp, const Group& group, const Barrier& barrier, con
   std::memcpy(to, &next, sizeof next);
 }
 
+bool is_complete(const Block& block, const Barrier& barrier) {
+  return barrier.arrived != 0 && barrier.arrived >= (barrier.expected != 0 ? barrier.expected : block.live);
+}
+
 /// Lets everyone at barrier `id` go once all have come.
 void try_complete(Machine& machine, Block& block, int id) {
   Barrier& barrier = block.barriers[static_cast<std::size_t>(id)];
-  if (barrier.arrived == 0) return;
-  const std::uint32_t expected = barrier.expected != 0 ? barrier.expected : block.live;
-  if (barrier.arrived < expected) return;
+  if (!is_complete(block, barrier)) return;
   join_clocks(machine, block, barrier, id);
   for (Warp& warp : block.warps) {
     for (Group& group : warp.others) {
@@ -219,7 +225,8 @@ void check_barrier(Warp& warp, const Instruction& in, int id, bool whole_block) 
   if (!whole_block) return;
   for (const Warp& other : block.warps) {
     for (const Group& group : other.others) {
-      if (!waits_at(group, id) || machine.program->facts[group.at].place == machine.program->facts[at].place) continue;
+      if (!waits_at(group, id) || group.at == at) continue;
+      if (machine.program->facts[group.at].place == machine.program->facts[at].place) continue;
       FindingRecord* const found = record(warp, at, FindingKind::divergent_barrier, warp.exec);
       if (found == nullptr) continue;
       found->message = "threads of one block meet at different barriers";
@@ -260,6 +267,10 @@ void barrier(Warp& warp, const Instruction& in) {
       order_block(block, true);
     }
   } else {
+    // A whole warp that comes last need not wait.
+    const bool waits = kArrival == Arrival::reduce || warp.exec != warp.live || machine.program->named_barriers ||
+                       !is_complete(block, at);
+    if (!waits) return try_complete(machine, block, id);
     warp.others.push_back({.pc = warp.pc,
                            .mask = warp.exec,
                            .wait = Wait::barrier,
@@ -678,7 +689,8 @@ void start_warp(Machine& machine, Block& block, Warp& warp, std::uint32_t index)
   warp.copies.clear();
   warp.copy_groups = {};
   warp.ordered_stamp = 0;
-  warp.clocks.assign(machine.checks.shared_races && program.named_barriers ? block.warps.size() : 0, 0);
+  warp.clocks.assign(machine.checks.shared_races && program.named_barriers ? block.warps.size() : 0,
+                     block.ordered_stamp);
   const SpecialValues values{machine, block, warp};
   for (const SpecialSlot& special : program.specials) {
     std::uint64_t value = values.of(special.special, 0);
@@ -692,7 +704,7 @@ void start_warp(Machine& machine, Block& block, Warp& warp, std::uint32_t index)
 
 }  // namespace
 
-void AlignedBytes::resize(std::size_t bytes) {
+void AlignedBytes::resize(std::size_t bytes, int fill) {
   constexpr std::size_t kLine = 64;
   if (bytes != size_ || data_ == nullptr) {
     storage_.resize(bytes + 2 * kLine);
@@ -700,7 +712,7 @@ void AlignedBytes::resize(std::size_t bytes) {
     data_ = storage_.data() + (kLine - address % kLine) % kLine;
     size_ = bytes;
   }
-  std::memset(data_, 0, size_);
+  std::memset(data_, fill, size_);
 }
 
 void run_guarded(Warp& warp, const Instruction& in) {
@@ -782,29 +794,17 @@ void start_block(Machine& machine, Block& block, std::uint64_t linear) {
   block.live = block.threads;
   block.done = false;
   block.shared_end = kSharedBase + launch.shared_bytes;
-  block.shared.resize(block.shared_end);
   for (Barrier& barrier : block.barriers) barrier = Barrier{};
-  block.stamp = 1;
-  block.ordered_stamp = 0;
   block.cluster.clear();
   block.cluster_barrier = ClusterBarrier{};
   block.warps.resize((block.threads + kWarpLanes - 1) / kWarpLanes);
   const Checks& checks = machine.checks;
   block.shared_state.clear();
-  if (checks.initialised || checks.async_copies) {
-    block.shared_state.assign(block.shared_end, kSharedUninitialised);
-    // What nobody wrote reads as NaNs, so that it shows in results too.
-    std::memset(block.shared.data(), 0xff, block.shared_end);
-  }
-  if (checks.shared_races) {
-    const std::size_t cells = block.shared_end / machine.program->shared_cell_bytes + 1;
-    block.write_tags.assign(cells, 0);
-    block.read_tags.assign(cells, 0);
-    block.write_at.assign(cells, 0);
-    block.read_at.assign(cells, 0);
-    block.readers.assign(cells, 0);
-    block.cell_reads.assign(machine.program->named_barriers ? cells * block.warps.size() : 0, 0);
-  }
+  const bool watched = checks.initialised || checks.async_copies;
+  if (watched) block.shared_state.assign(block.shared_end, kSharedUninitialised);
+  // What nobody wrote reads as NaNs where it is watched, so that it shows in results too.
+  block.shared.resize(block.shared_end, watched ? 0xff : 0);
+  if (checks.shared_races) start_race_check(block, *machine.program);
   for (std::size_t i = 0; i < block.warps.size(); ++i)
     start_warp(machine, block, block.warps[i], static_cast<std::uint32_t>(i));
 }

@@ -1116,7 +1116,10 @@ class Lowering {
     set_list(slots);
     const bool commutes =
         operation != "exch" && operation != "cas" && operation != "inc" && operation != "dec" && !is_float_type(type);
-    if (now().space != Space::shared && now().space != Space::local && (used || !commutes)) program_->ordered = true;
+    if (now().space != Space::shared && now().space != Space::local) {
+      program_->global_atomics = true;
+      program_->ordered |= used || !commutes;
+    }
     if (is_float_type(type) && operation == "add") {
       facts().flops = type.ends_with("x2") ? 2 : 1;
       facts().flop_type = flop_type(type);

@@ -196,6 +196,7 @@ struct Program {
   std::size_t local_bytes = 0;          ///< of a thread
   std::size_t static_shared_bytes = 0;
   bool ordered = false;                 ///< the order of its blocks can be seen in the result
+  bool global_atomics = false;          ///< there may be some
   std::uint32_t shared_cell_bytes = 4;  ///< of the narrowest access that may be to shared memory, at most 4
   bool copies_asynchronously = false;
   bool named_barriers = false;  ///< barriers of a part of the block: races are tracked warp by warp

@@ -1,0 +1,188 @@
+// What looks on while lanes access shared memory, in vectors: whether an access is plainly right. The rest of
+// observe.cpp and race.cpp is for those that are not.
+#pragma once
+
+#include "gpusim/lanes.h"
+#include "gpusim/race.h"
+
+namespace gpusim::DSV2_ISA {
+
+/// The offsets of a warp's access: those of lanes that do not take part are another lane's.
+struct SharedOffsets {
+  alignas(64) std::uint32_t at[kWarpLanes];
+  std::uint32_t mask = 0;
+  std::uint32_t least = 0;
+  std::uint32_t most = 0;
+};
+
+/// How the offsets lie: a SharedForm.
+inline std::uint32_t form_of(const SharedOffsets& offsets, std::uint32_t bytes) {
+  constexpr int kHalf = kWarpLanes / 2;
+  std::uint32_t form = kHalves;
+  for (int half = 0; half < 2; ++half) {
+    const std::uint32_t* const at = offsets.at + half * kHalf;
+    std::uint32_t moves = 0;
+    std::uint32_t no_step = 0;
+    for (std::uint32_t l = 0; l < kHalf; ++l) {
+      moves |= at[l] ^ at[0];
+      no_step |= (at[l] - at[0]) ^ (l * bytes);
+    }
+    if (moves == 0) continue;
+    if (no_step != 0) return kScattered;
+    form |= half == 0 ? kFirstSteps : kSecondSteps;
+  }
+  return form;
+}
+
+/// Whether `count` states are all kSharedInitialised. `count`: 1, 2, or a multiple of 4.
+inline bool are_initialised(const std::uint8_t* states, std::uint32_t count) {
+  static_assert(kSharedInitialised == 1);
+  std::uint32_t wrong = 0;
+  if (count < 4) {
+    for (std::uint32_t i = 0; i < count; ++i) wrong |= states[i] ^ 1u;
+    return wrong == 0;
+  }
+  std::uint32_t i = 0;
+#if defined(__AVX2__)
+  __m256i wrongs = _mm256_setzero_si256();
+  for (; i + 32 <= count; i += 32) {
+    const __m256i part = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(states + i));
+    wrongs = _mm256_or_si256(wrongs, _mm256_xor_si256(part, _mm256_set1_epi8(1)));
+  }
+  wrong = static_cast<std::uint32_t>(_mm256_testz_si256(wrongs, wrongs) == 0);
+#endif
+  for (; i < count; i += 4) {
+    std::uint32_t word;
+    std::memcpy(&word, states + i, sizeof word);
+    wrong |= word ^ 0x01010101u;
+  }
+  return wrong == 0;
+}
+
+/// The same of `Word`s at each lane's offset.
+template <class Word>
+inline bool are_initialised_at(const std::uint8_t* states, const std::uint32_t* offsets, int words) {
+  const auto wanted = static_cast<Word>(0x0101010101010101u);
+  Word wrong = 0;
+  for (int l = 0; l < kWarpLanes; ++l) {
+    for (int i = 0; i < words; ++i) {
+      Word word;
+      std::memcpy(&word, states + offsets[l] + static_cast<std::size_t>(i) * sizeof word, sizeof word);
+      wrong |= static_cast<Word>(word ^ wanted);
+    }
+  }
+  return wrong == 0;
+}
+
+inline bool all_initialised(const std::uint8_t* states, const SharedOffsets& offsets, std::uint32_t form,
+                            std::uint32_t bytes) {
+  if (form != kScattered) {
+    constexpr std::uint32_t kHalf = kWarpLanes / 2;
+    const std::uint32_t second = offsets.at[kHalf];
+    const std::uint32_t first_count = (form & kFirstSteps) != 0 ? kHalf * bytes : bytes;
+    const std::uint32_t second_count = (form & kSecondSteps) != 0 ? kHalf * bytes : bytes;
+    if (!are_initialised(states + offsets.at[0], first_count)) return false;
+    return (second == offsets.at[0] && second_count == first_count) || are_initialised(states + second, second_count);
+  }
+  if (bytes == 4) return are_initialised_at<std::uint32_t>(states, offsets.at, 1);
+  if (bytes >= 8) return are_initialised_at<std::uint64_t>(states, offsets.at, static_cast<int>(bytes / 8));
+  return bytes == 2 ? are_initialised_at<std::uint16_t>(states, offsets.at, 1)
+                    : are_initialised_at<std::uint8_t>(states, offsets.at, 1);
+}
+
+/// Whether one of `count` stamps is above `limit`; both below 2^31.
+inline bool any_above(const std::uint32_t* stamps, std::uint32_t count, std::uint32_t limit) {
+#if defined(__AVX512F__)
+  const __m512i limits = _mm512_set1_epi32(static_cast<int>(limit));
+  __mmask16 above = 0;
+  for (std::uint32_t i = 0; i < count; i += 16) {
+    const auto valid = static_cast<__mmask16>(count - i >= 16 ? 0xffffu : (1u << (count - i)) - 1);
+    above |= _mm512_mask_cmpgt_epi32_mask(valid, _mm512_maskz_loadu_epi32(valid, stamps + i), limits);
+  }
+  return above != 0;
+#else
+  std::uint32_t above = 0;
+  for (std::uint32_t i = 0; i < count; ++i) above |= static_cast<std::uint32_t>(stamps[i] > limit);
+  return above != 0;
+#endif
+}
+
+inline void fill_stamps(std::uint32_t* stamps, std::uint32_t count, std::uint32_t stamp) {
+#if defined(__AVX512F__)
+  for (std::uint32_t i = 0; i < count; i += 16) {
+    const auto valid = static_cast<__mmask16>(count - i >= 16 ? 0xffffu : (1u << (count - i)) - 1);
+    _mm512_mask_storeu_epi32(stamps + i, valid, _mm512_set1_epi32(static_cast<int>(stamp)));
+  }
+#else
+  for (std::uint32_t i = 0; i < count; ++i) stamps[i] = stamp;
+#endif
+}
+
+inline void log_access(Warp& warp, std::uint32_t at, const SharedOffsets& offsets, std::uint32_t form,
+                       std::uint32_t bytes, Access access) {
+  SharedLog& log = warp.block->log;
+  const LoggedAccess entry{.at = at,
+                           .stamp = warp.block->stamp,
+                           .mask = offsets.mask,
+                           .warp = static_cast<std::uint8_t>(warp.index),
+                           .access = static_cast<std::uint8_t>(access),
+                           .bytes = static_cast<std::uint8_t>(bytes),
+                           .form = static_cast<std::uint8_t>(form)};
+  std::uint32_t* const to = log.words.data() + log.used;
+  std::memcpy(to, &entry, sizeof entry);
+  if (form != kScattered) {
+    to[SharedLog::kHeader] = offsets.at[0];
+    to[SharedLog::kHeader + 1] = offsets.at[kWarpLanes / 2];
+    log.used += SharedLog::kHeader + 2;
+  } else {
+    std::memcpy(to + SharedLog::kHeader, offsets.at, sizeof offsets.at);
+    log.used += SharedLog::kMostEntry;
+  }
+}
+
+/// Looks at the granules of an access, and, where it may go on, stamps them. `visit(first, count)` is given them all,
+/// or more than those where that is quicker: reads in between can only make a later write look at its cells.
+template <class Visit>
+inline void visit_granules(const SharedOffsets& offsets, std::uint32_t bytes, Access access, Visit visit) {
+  constexpr std::uint32_t kMostRead = 64;
+  constexpr std::uint32_t kMostWritten = 16;  // 32 lanes of 16 bytes side by side
+  const std::uint32_t first = offsets.least >> SharedLog::kGranuleShift;
+  const std::uint32_t count = ((offsets.most + bytes - 1) >> SharedLog::kGranuleShift) - first + 1;
+  if (count <= (access == Access::read ? kMostRead : kMostWritten)) return visit(first, count);
+  for (int l = 0; l < kWarpLanes; ++l) visit(offsets.at[l] >> SharedLog::kGranuleShift, 1u);
+}
+
+/// Whether the check of races has nothing to look at: no granule of the access has been touched since the last barrier
+/// in a way that it could race with. Logs it where that is so.
+inline bool races_with_nothing(Warp& warp, std::uint32_t at, const SharedOffsets& offsets, std::uint32_t form,
+                               std::uint32_t bytes, Access access) {
+  Block& block = *warp.block;
+  SharedLog& log = block.log;
+  const bool reads = access == Access::read;
+  const std::uint32_t* const stamps = (reads ? log.writes : log.accesses).data();
+  bool touched = false;
+  visit_granules(offsets, bytes, access, [&](std::uint32_t first, std::uint32_t count) {
+    touched |= any_above(stamps + first, count, block.ordered_stamp);
+  });
+  if (touched) return false;
+  if (log.used + SharedLog::kMostEntry > SharedLog::kMostWords) replay_log(block);
+  log_access(warp, at, offsets, form, bytes, access);
+  visit_granules(offsets, bytes, access, [&](std::uint32_t first, std::uint32_t count) {
+    fill_stamps(log.accesses.data() + first, count, block.stamp);
+    if (!reads) fill_stamps(log.writes.data() + first, count, block.stamp);
+  });
+  return true;
+}
+
+/// Whether an access of `bytes` a lane, within bounds and aligned, is plainly right: observe_shared need not be asked.
+inline bool is_plainly_right(Warp& warp, const Instruction& in, const SharedOffsets& offsets, std::uint32_t bytes,
+                             Access access) {
+  const Machine& machine = *warp.machine;
+  Block& block = *warp.block;
+  if (!machine.quick || !block.cluster.empty()) return false;
+  const std::uint32_t form = form_of(offsets, bytes);
+  if (!block.shared_state.empty() && !all_initialised(block.shared_state.data(), offsets, form, bytes)) return false;
+  return !machine.logs || races_with_nothing(warp, machine.index_of(in), offsets, form, bytes, access);
+}
+
+}  // namespace gpusim::DSV2_ISA
