@@ -2,6 +2,7 @@
 // lane by lane.
 #include <algorithm>
 
+#include "gpusim/async_copy.h"
 #include "gpusim/handlers.h"
 #include "gpusim/lanes.h"
 #include "gpusim/shared_watch.h"
@@ -479,6 +480,70 @@ void store(Warp& warp, const Instruction& in) {
   }
 }
 
+// ---- cp.async
+
+/// Whether the lines of global memory that the lanes read are known to be good throughout.
+inline bool lines_are_good(const Machine& machine, const Addresses& addresses) {
+  if (!machine.checks.any_global() || !machine.launch->memory->has_shadow()) return true;
+  const std::uint8_t* const lines = machine.launch->memory->line(machine.arena_base);
+  std::uint8_t common = 0xff;
+  for (int l = 0; l < kWarpLanes; ++l) common &= lines[(addresses.at[l] - machine.arena_base) / DeviceMemory::kLine];
+  const auto wanted = static_cast<std::uint8_t>(Byte::initialised);
+  return (common & wanted) == wanted;
+}
+
+/// Whole copies of kBytes a lane of which all is plainly right. False, and nothing done, where it is not.
+template <std::uint32_t kBytes>
+bool copy_whole(Warp& warp, const Instruction& in) {
+  Machine& machine = *warp.machine;
+  Block& block = *warp.block;
+  const auto* a = lanes<std::uint32_t>(warp, in.a);
+  const auto* c = lanes<std::uint64_t>(warp, in.c);
+  const int some = std::countr_zero(warp.exec);
+  SharedOffsets to{.at = {}, .mask = warp.exec, .least = kAllLanes, .most = 0};
+  Addresses from;
+  from.mask = warp.exec;
+  std::uint64_t outside = 0;
+  std::uint64_t low = 0;
+  for (int l = 0; l < kWarpLanes; ++l) {
+    const bool takes_part = (warp.exec & kLaneBits.bit[l]) != 0;
+    to.at[l] = (takes_part ? a[l] : a[some]) + static_cast<std::uint32_t>(in.immediate);
+    from.at[l] = (takes_part ? c[l] : c[some]) + static_cast<std::uint64_t>(std::int64_t{in.target});
+    to.least = to.at[l] < to.least ? to.at[l] : to.least;
+    to.most = to.at[l] > to.most ? to.at[l] : to.most;
+    outside |= static_cast<std::uint64_t>(from.at[l] - machine.arena_base > DeviceMemory::kArenaBytes - kBytes);
+    low |= from.at[l] | to.at[l];
+  }
+  if (outside != 0 || (low & (kBytes - 1)) != 0) return false;
+  if (to.least < kSharedBase || std::uint64_t{to.most} + kBytes > block.shared_end) return false;
+  if (machine.observes) {
+    std::uint32_t groups = 0;
+    for (int l = 0; l < kWarpLanes; ++l)
+      groups |= (warp.copy_groups[l] ^ warp.copy_groups[some]) & ((warp.exec & kLaneBits.bit[l]) != 0 ? kAllLanes : 0u);
+    if (groups != 0 || !lines_are_good(machine, from)) return false;
+    if (!is_plainly_right(warp, in, to, kBytes, Access::write)) return false;
+    if (machine.checks.global_races || machine.touched) observe_global(warp, in, from, kBytes, Access::read);
+    if (machine.checks.async_copies) {
+      std::uint8_t* const states = block.shared_state.data();
+      for_lanes(warp.exec, [&](int l) { std::memset(states + to.at[l], kSharedPending, kBytes); });
+      postpone_copy(warp, warp.exec, kBytes, to.at, from.at);
+      return true;
+    }
+  }
+  std::byte* const shared = block.shared.data();
+  for_lanes(warp.exec,
+            [&](int l) { std::memcpy(shared + to.at[l], reinterpret_cast<const void*>(from.at[l]), kBytes); });
+  return true;
+}
+
+void copy(Warp& warp, const Instruction& in) {
+  const bool whole = in.b < 0 && in.mode == 0 && in.address_bytes == 4 && warp.block->cluster.empty();
+  const bool done = whole && (in.bytes == 16  ? copy_whole<16>(warp, in)
+                              : in.bytes == 8 ? copy_whole<8>(warp, in)
+                                              : copy_whole<4>(warp, in));
+  if (!done) copy_async(warp, in);
+}
+
 // ---- atomics: lanes one after the other, the lowest first
 
 struct AtomicAdd {
@@ -675,6 +740,8 @@ void register_memory(HandlerRegistry& registry) {
   add_store<std::uint32_t, std::uint64_t>(registry, "u32.r8");
   add_store<std::uint64_t, std::uint64_t>(registry, "u64.r8");
   add_store<unsigned __int128, unsigned __int128>(registry, "u128.r16");
+
+  add_handler(registry, "cp.async", "", copy);
 
   add_integer_atomics<AtomicAdd>(registry, "atom.add");
   add_integer_atomics<AtomicMinimum>(registry, "atom.min");

@@ -1552,7 +1552,7 @@ class Lowering {
       if (size.kind == Kind::reg && bytes_of(size) == 0) {
         now().d2 = source_predicate(size);
         now().mode = 1;
-      } else {
+      } else if (number_of(size) != std::uint64_t{now().bytes}) {
         now().b = source(size, 4);
       }
     }

@@ -61,9 +61,10 @@ struct PendingCopy {
   std::uint32_t mask = 0;   ///< lanes whose copy is still to be performed
   std::uint32_t group = 0;  ///< their commit group
   std::uint8_t bytes = 0;
+  bool whole = true;  ///< nothing of a destination is filled with zeros
   std::array<std::uint64_t, kWarpLanes> source;
   std::array<std::uint32_t, kWarpLanes> destination;
-  std::array<std::uint8_t, kWarpLanes> source_bytes;
+  std::array<std::uint8_t, kWarpLanes> source_bytes;  ///< where not whole
 };
 
 struct Warp {
