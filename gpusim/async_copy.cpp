@@ -13,7 +13,7 @@ namespace {
 template <class T>
 T read_lane(const Warp& warp, std::int32_t slot, int lane) {
   T value{};
-  std::memcpy(&value, warp.base[slot & 1] + (slot & ~1) + sizeof(T) * static_cast<std::size_t>(lane), sizeof value);
+  std::memcpy(&value, warp.base + slot + sizeof(T) * static_cast<std::size_t>(lane), sizeof value);
   return value;
 }
 

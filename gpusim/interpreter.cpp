@@ -23,13 +23,13 @@ std::uint32_t popcount(std::uint32_t mask) { return static_cast<std::uint32_t>(s
 
 std::uint32_t read_predicate(const Warp& warp, std::int32_t slot) {
   std::uint32_t value = 0;
-  std::memcpy(&value, warp.base[slot & 1] + (slot & ~1), sizeof value);
+  std::memcpy(&value, warp.base + slot, sizeof value);
   return value;
 }
 
 std::uint32_t read_lane(const Warp& warp, std::int32_t slot, int lane) {
   std::uint32_t value = 0;
-  std::memcpy(&value, warp.base[slot & 1] + (slot & ~1) + 4 * lane, sizeof value);
+  std::memcpy(&value, warp.base + slot + 4 * lane, sizeof value);
   return value;
 }
 
@@ -174,7 +174,7 @@ void join_clocks(Machine& machine, Block& block, Barrier& barrier, int id) {
 }
 
 void write_reduction(Warp& warp, const Group& group, const Barrier& barrier, const InstructionFacts& facts) {
-  std::byte* const to = warp.base[0] + group.result;
+  std::byte* const to = warp.base + group.result;
   if (facts.key == "bar.red.popc") {
     for (std::uint32_t mask = group.mask; mask != 0; mask &= mask - 1) {
       std::memcpy(to + 4 * std::countr_zero(mask), &barrier.population, sizeof barrier.population);
@@ -332,11 +332,10 @@ void map_address(Warp& warp, const Instruction& in) {
   for (std::uint32_t mask = warp.exec; mask != 0; mask &= mask - 1) {
     const int lane = std::countr_zero(mask);
     T address{};
-    std::memcpy(&address, warp.base[in.a & 1] + (in.a & ~1) + sizeof(T) * static_cast<std::size_t>(lane),
-                sizeof address);
+    std::memcpy(&address, warp.base + in.a + sizeof(T) * static_cast<std::size_t>(lane), sizeof address);
     const std::uint32_t rank = read_lane(warp, in.b, lane);
     if (!warp.block->cluster.empty()) address |= static_cast<T>(rank + 1) << kClusterRankShift;
-    std::memcpy(warp.base[0] + in.d + sizeof(T) * static_cast<std::size_t>(lane), &address, sizeof address);
+    std::memcpy(warp.base + in.d + sizeof(T) * static_cast<std::size_t>(lane), &address, sizeof address);
   }
 }
 
@@ -455,7 +454,7 @@ void clock(Warp& warp, const Instruction& in) {
   const std::size_t bytes = wide ? 8 : 4;
   for (std::uint32_t mask = warp.exec; mask != 0; mask &= mask - 1) {
     const auto lane = static_cast<std::size_t>(std::countr_zero(mask));
-    std::memcpy(warp.base[0] + in.d + bytes * lane, &value, bytes);
+    std::memcpy(warp.base + in.d + bytes * lane, &value, bytes);
   }
 }
 
@@ -670,10 +669,13 @@ void start_warp(Machine& machine, Block& block, Warp& warp, std::uint32_t index)
   warp.block = &block;
   warp.index = index;
   warp.lists = program.lists.data();
-  warp.registers.resize(program.register_bytes);
+  const AlignedBytes& constants = machine.launch->constants;
+  warp.registers.resize(program.register_bytes + constants.size());
+  if (constants.size() != 0)
+    std::memcpy(warp.registers.data() + program.register_bytes, constants.data(), constants.size());
+  warp.first_constant = static_cast<std::int32_t>(program.register_bytes);
   warp.local_memory.resize(program.local_bytes * kWarpLanes);
-  warp.base[0] = warp.registers.data();
-  warp.base[1] = machine.launch->constants.data();
+  warp.base = warp.registers.data();
   warp.local = warp.local_memory.data();
   warp.local_bytes = program.local_bytes;
   const std::uint32_t left = block.threads - index * kWarpLanes;
@@ -696,7 +698,7 @@ void start_warp(Machine& machine, Block& block, Warp& warp, std::uint32_t index)
     std::uint64_t value = values.of(special.special, 0);
     for (std::uint32_t lane = 0; lane < kWarpLanes; ++lane) {
       if (differs_by_lane(special.special)) value = values.of(special.special, lane);
-      std::memcpy(warp.base[0] + special.slot + static_cast<std::size_t>(special.bytes) * lane, &value,
+      std::memcpy(warp.base + special.slot + static_cast<std::size_t>(special.bytes) * lane, &value,
                   static_cast<std::size_t>(special.bytes));
     }
   }

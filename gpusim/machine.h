@@ -68,10 +68,11 @@ struct PendingCopy {
 };
 
 struct Warp {
-  std::byte* base[2] = {nullptr, nullptr};  ///< registers, constants: indexed by bit 0 of a slot
-  std::uint32_t exec = 0;                   ///< lanes that take part in the current instruction
-  bool full = false;   ///< they are all that have not exited: the others' registers may be clobbered
-  bool event = false;  ///< the interpreter has to look before it goes on
+  std::byte* base = nullptr;        ///< of slots: registers, and the launch's constants behind them
+  std::int32_t first_constant = 0;  ///< slot
+  std::uint32_t exec = 0;           ///< lanes that take part in the current instruction
+  bool full = false;                ///< they are all that have not exited: the others' registers may be clobbered
+  bool event = false;               ///< the interpreter has to look before it goes on
   bool yield = false;
   bool forced = false;      ///< its warp-level sync goes on without the lanes that are missing
   std::uint32_t mask = 0;   ///< lanes of the running group

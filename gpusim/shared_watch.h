@@ -34,12 +34,16 @@ inline std::uint32_t form_of(const SharedOffsets& offsets, std::uint32_t bytes) 
   return form;
 }
 
-/// Whether `count` states are all kSharedInitialised. `count`: 1, 2, or a multiple of 4.
-inline bool are_initialised(const std::uint8_t* states, std::uint32_t count) {
-  static_assert(kSharedInitialised == 1);
+/// Whether `count` states are all kSharedInitialised; where only kPending is asked for, whether none is kSharedPending.
+/// `count`: 1, 2, or a multiple of 4.
+template <bool kPending>
+inline bool are_right(const std::uint8_t* states, std::uint32_t count) {
+  static_assert(kSharedUninitialised == 0 && kSharedInitialised == 1 && kSharedPending == 2);
+  constexpr std::uint32_t kWanted = kPending ? 0u : 0x01010101u;
+  constexpr std::uint32_t kBits = kPending ? 0x02020202u : kAllLanes;
   std::uint32_t wrong = 0;
   if (count < 4) {
-    for (std::uint32_t i = 0; i < count; ++i) wrong |= states[i] ^ 1u;
+    for (std::uint32_t i = 0; i < count; ++i) wrong |= (states[i] ^ kWanted) & kBits & 0xffu;
     return wrong == 0;
   }
   std::uint32_t i = 0;
@@ -47,47 +51,62 @@ inline bool are_initialised(const std::uint8_t* states, std::uint32_t count) {
   __m256i wrongs = _mm256_setzero_si256();
   for (; i + 32 <= count; i += 32) {
     const __m256i part = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(states + i));
-    wrongs = _mm256_or_si256(wrongs, _mm256_xor_si256(part, _mm256_set1_epi8(1)));
+    wrongs = _mm256_or_si256(wrongs, _mm256_xor_si256(part, _mm256_set1_epi32(static_cast<int>(kWanted))));
   }
+  wrongs = _mm256_and_si256(wrongs, _mm256_set1_epi32(static_cast<int>(kBits)));
   wrong = static_cast<std::uint32_t>(_mm256_testz_si256(wrongs, wrongs) == 0);
 #endif
   for (; i < count; i += 4) {
     std::uint32_t word;
     std::memcpy(&word, states + i, sizeof word);
-    wrong |= word ^ 0x01010101u;
+    wrong |= (word ^ kWanted) & kBits;
   }
   return wrong == 0;
 }
 
 /// The same of `Word`s at each lane's offset.
-template <class Word>
-inline bool are_initialised_at(const std::uint8_t* states, const std::uint32_t* offsets, int words) {
-  const auto wanted = static_cast<Word>(0x0101010101010101u);
+template <bool kPending, class Word>
+inline bool are_right_at(const std::uint8_t* states, const std::uint32_t* offsets, int words) {
+  constexpr auto kWanted = static_cast<Word>(kPending ? 0 : 0x0101010101010101u);
+  constexpr auto kBits = static_cast<Word>(kPending ? 0x0202020202020202u : ~std::uint64_t{0});
   Word wrong = 0;
   for (int l = 0; l < kWarpLanes; ++l) {
     for (int i = 0; i < words; ++i) {
       Word word;
       std::memcpy(&word, states + offsets[l] + static_cast<std::size_t>(i) * sizeof word, sizeof word);
-      wrong |= static_cast<Word>(word ^ wanted);
+      wrong |= static_cast<Word>(word ^ kWanted);
     }
   }
-  return wrong == 0;
+  return (wrong & kBits) == 0;
 }
 
-inline bool all_initialised(const std::uint8_t* states, const SharedOffsets& offsets, std::uint32_t form,
-                            std::uint32_t bytes) {
+template <bool kPending>
+inline bool all_right(const std::uint8_t* states, const SharedOffsets& offsets, std::uint32_t form,
+                      std::uint32_t bytes) {
   if (form != kScattered) {
     constexpr std::uint32_t kHalf = kWarpLanes / 2;
     const std::uint32_t second = offsets.at[kHalf];
     const std::uint32_t first_count = (form & kFirstSteps) != 0 ? kHalf * bytes : bytes;
     const std::uint32_t second_count = (form & kSecondSteps) != 0 ? kHalf * bytes : bytes;
-    if (!are_initialised(states + offsets.at[0], first_count)) return false;
-    return (second == offsets.at[0] && second_count == first_count) || are_initialised(states + second, second_count);
+    if (!are_right<kPending>(states + offsets.at[0], first_count)) return false;
+    return (second == offsets.at[0] && second_count == first_count) ||
+           are_right<kPending>(states + second, second_count);
   }
-  if (bytes == 4) return are_initialised_at<std::uint32_t>(states, offsets.at, 1);
-  if (bytes >= 8) return are_initialised_at<std::uint64_t>(states, offsets.at, static_cast<int>(bytes / 8));
-  return bytes == 2 ? are_initialised_at<std::uint16_t>(states, offsets.at, 1)
-                    : are_initialised_at<std::uint8_t>(states, offsets.at, 1);
+  if (bytes == 4) return are_right_at<kPending, std::uint32_t>(states, offsets.at, 1);
+  if (bytes >= 8) return are_right_at<kPending, std::uint64_t>(states, offsets.at, static_cast<int>(bytes / 8));
+  return bytes == 2 ? are_right_at<kPending, std::uint16_t>(states, offsets.at, 1)
+                    : are_right_at<kPending, std::uint8_t>(states, offsets.at, 1);
+}
+
+/// Whether the states of what is read are right, or those of what is written can be made so.
+inline bool settle_states(std::uint8_t* states, const SharedOffsets& offsets, std::uint32_t form, std::uint32_t bytes,
+                          Access access) {
+  if (all_right<false>(states, offsets, form, bytes)) return true;
+  if (access != Access::write || !all_right<true>(states, offsets, form, bytes)) return false;
+  for (int l = 0; l < kWarpLanes; ++l) {
+    for (std::uint32_t i = 0; i < bytes; ++i) states[offsets.at[l] + i] = kSharedInitialised;
+  }
+  return true;
 }
 
 /// Whether one of `count` stamps is above `limit`; both below 2^31.
@@ -181,7 +200,8 @@ inline bool is_plainly_right(Warp& warp, const Instruction& in, const SharedOffs
   Block& block = *warp.block;
   if (!machine.quick || !block.cluster.empty()) return false;
   const std::uint32_t form = form_of(offsets, bytes);
-  if (!block.shared_state.empty() && !all_initialised(block.shared_state.data(), offsets, form, bytes)) return false;
+  if (!block.shared_state.empty() && !settle_states(block.shared_state.data(), offsets, form, bytes, access))
+    return false;
   return !machine.logs || races_with_nothing(warp, machine.index_of(in), offsets, form, bytes, access);
 }
 

@@ -447,6 +447,66 @@ MatrixPlace matrix_place(Warp& warp, const Instruction& in, std::uint64_t defaul
   return place;
 }
 
+/// Whether `count` lines of `bytes` each, `step` apart, lie within memory, and nothing has to be looked at while they
+/// are loaded or stored.
+template <bool kInstrumented>
+bool matrix_is_plain(const Warp& warp, const MatrixPlace& place, std::uint64_t count, std::uint64_t bytes,
+                     std::uint64_t step) {
+  const Machine& machine = *warp.machine;
+  const std::uint64_t begin = place.shared ? kSharedBase : machine.arena_base;
+  const std::uint64_t size = place.shared ? warp.block->shared_end - kSharedBase : DeviceMemory::kArenaBytes;
+  const std::uint64_t span = (count - 1) * step + bytes;
+  if (place.base - begin > size || span > size - (place.base - begin)) return false;
+  if constexpr (kInstrumented) {
+    if (place.shared || !machine.quick || machine.checks.global_races || machine.touched) return false;
+    if (!machine.checks.any_global() || !machine.launch->memory->has_shadow()) return true;
+    auto common = static_cast<std::uint8_t>(Byte::initialised);
+    for (std::uint64_t i = 0; i < count; ++i) {
+      const std::uint64_t first = place.base + i * step;
+      const std::uint8_t* const last = machine.launch->memory->line(first + bytes - 1);
+      for (const std::uint8_t* at = machine.launch->memory->line(first); at <= last; ++at) common &= *at;
+    }
+    return common == static_cast<std::uint8_t>(Byte::initialised);
+  }
+  return true;
+}
+
+/// Between the registers of a fragment and a matrix in memory, a register of all lanes at a time.
+template <class Memory, int kRows, int kColumns, bool kColumnMajor, bool kLoads>
+void move_matrix(Warp& warp, const std::int32_t* slots, std::byte* matrix, std::uint64_t stride) {
+  using Bits = std::make_unsigned_t<Memory>;
+  constexpr int kEach = 4 / static_cast<int>(sizeof(Bits));
+  const auto address = [=](int at) {
+    const auto row = static_cast<std::uint64_t>(at / kColumns);
+    const auto column = static_cast<std::uint64_t>(at % kColumns);
+    return matrix + (kColumnMajor ? column * stride + row : row * stride + column) * sizeof(Bits);
+  };
+  for (int i = 0; i < kRows * kColumns / kWarpLanes / kEach; ++i) {
+    auto* const packed = lanes<std::uint32_t>(warp, slots[i]);
+    alignas(64) Bits elements[kEach][kWarpLanes];
+    constexpr int kRun = kColumnMajor ? 1 : kColumns < kWarpLanes ? kColumns : kWarpLanes;  // side by side in memory
+    if constexpr (!kLoads) {
+      for (int e = 0; e < kEach; ++e) {
+        for (int l = 0; l < kWarpLanes; ++l) elements[e][l] = static_cast<Bits>(packed[l] >> (32 / kEach * e));
+      }
+    }
+    for (int e = 0; e < kEach; ++e) {
+      for (int l = 0; l < kWarpLanes; l += kRun) {
+        std::byte* const at = address((i * kEach + e) * kWarpLanes + l);
+        kLoads ? std::memcpy(elements[e] + l, at, kRun * sizeof(Bits))
+               : std::memcpy(at, elements[e] + l, kRun * sizeof(Bits));
+      }
+    }
+    if constexpr (kLoads) {
+      for (int l = 0; l < kWarpLanes; ++l) {
+        std::uint32_t word = 0;
+        for (int e = 0; e < kEach; ++e) word |= static_cast<std::uint32_t>(elements[e][l]) << (32 / kEach * e);
+        packed[l] = word;
+      }
+    }
+  }
+}
+
 /// Element `index` of every lane, with checks and counts: a request of 32 elements.
 template <class T, int kRows, int kColumns, bool kColumnMajor, bool kLoads, bool kInstrumented>
 void wmma_memory(Warp& warp, const Instruction& in) {
@@ -459,6 +519,12 @@ void wmma_memory(Warp& warp, const Instruction& in) {
   const std::uint64_t begin = place.shared ? kSharedBase : warp.machine->arena_base;
   const std::uint64_t size = place.shared ? warp.block->shared_end - kSharedBase : DeviceMemory::kArenaBytes;
   const std::uint64_t host = place.shared ? reinterpret_cast<std::uint64_t>(warp.block->shared.data()) : 0;
+  constexpr int kLines = kColumnMajor ? kColumns : kRows;
+  if (matrix_is_plain<kInstrumented>(warp, place, kLines, kRows * kColumns / kLines * sizeof(Memory),
+                                     place.stride * sizeof(Memory))) {
+    auto* const matrix = reinterpret_cast<std::byte*>(host + place.base);
+    return move_matrix<Memory, kRows, kColumns, kColumnMajor, kLoads>(warp, slots, matrix, place.stride);
+  }
   for (int i = 0; i < kRows * kColumns / kWarpLanes; ++i) {
     Addresses addresses;
     addresses.mask = kAllLanes;
@@ -524,6 +590,39 @@ void store_sums(Warp& warp, const std::int32_t* slots, int elements, const V* su
   }
 }
 
+/// d += a * b, the products of an element in the order of k; several rows at once, to hide an addition's latency.
+template <class V, int kM, int kN, int kK>
+void multiply_matrices(const V* a, const V* b, V* d) {
+#if defined(__FMA__)
+  if constexpr (std::is_same_v<V, float>) {
+    constexpr int kParts = kN / 8;
+    constexpr int kBlock = 8 / kParts;
+    for (int m = 0; m < kM; m += kBlock) {
+      __m256 sum[kBlock][kParts];
+      for (int r = 0; r < kBlock; ++r) {
+        for (int p = 0; p < kParts; ++p) sum[r][p] = _mm256_load_ps(d + (m + r) * kN + 8 * p);
+      }
+      for (int k = 0; k < kK; ++k) {
+        for (int r = 0; r < kBlock; ++r) {
+          const __m256 one = _mm256_set1_ps(a[(m + r) * kK + k]);
+          for (int p = 0; p < kParts; ++p)
+            sum[r][p] = _mm256_fmadd_ps(one, _mm256_load_ps(b + k * kN + 8 * p), sum[r][p]);
+        }
+      }
+      for (int r = 0; r < kBlock; ++r) {
+        for (int p = 0; p < kParts; ++p) _mm256_store_ps(d + (m + r) * kN + 8 * p, sum[r][p]);
+      }
+    }
+    return;
+  }
+#endif
+  for (int m = 0; m < kM; ++m) {
+    for (int k = 0; k < kK; ++k) {
+      for (int n = 0; n < kN; ++n) multiply_add(d[m * kN + n], a[m * kK + k], b[k * kN + n]);
+    }
+  }
+}
+
 template <class T, class C, class D, int kM, int kN, int kK>
 void wmma_multiply(Warp& warp, const Instruction& in) {
   if (!gathered(warp, in)) return;
@@ -535,11 +634,7 @@ void wmma_multiply(Warp& warp, const Instruction& in) {
   load_fragment<T>(warp, slots.a, kM * kK, a);
   load_fragment<T>(warp, slots.b, kK * kN, b);
   load_sums<V, C>(warp, slots.c, kM * kN, d);
-  for (int m = 0; m < kM; ++m) {
-    for (int k = 0; k < kK; ++k) {
-      for (int n = 0; n < kN; ++n) multiply_add(d[m * kN + n], a[m * kK + k], b[k * kN + n]);
-    }
-  }
+  multiply_matrices<V, kM, kN, kK>(a, b, d);
   store_sums<V, D>(warp, slots.d, kM * kN, d);
 }
 
