@@ -346,13 +346,14 @@ inline bool shared_offsets(Warp& warp, const Instruction& in, std::uint32_t byte
   const Block& block = *warp.block;
   if (warp.exec != kAllLanes || !block.cluster.empty() || block.shared_end < kSharedBase + bytes) return false;
   const auto offset = static_cast<std::uint32_t>(in.immediate);
-  std::uint32_t least = ~0u;
-  std::uint32_t most = 0;
+  std::int32_t least = INT32_MAX;  // signed: what SSE2 has comparisons for; what is beyond is below kSharedBase
+  std::int32_t most = 0;
   std::uint32_t low = 0;
   const auto note = [&](int l, std::uint32_t at) {
+    const auto value = static_cast<std::int32_t>(at);
     offsets.at[l] = at;
-    least = at < least ? at : least;
-    most = at > most ? at : most;
+    least = value < least ? value : least;
+    most = value > most ? value : most;
     low |= at;
   };
   if (in.address_bytes == 8) {
@@ -363,9 +364,10 @@ inline bool shared_offsets(Warp& warp, const Instruction& in, std::uint32_t byte
     for (int l = 0; l < kWarpLanes; ++l) note(l, a[l] + offset);
   }
   offsets.mask = kAllLanes;
-  offsets.least = least;
-  offsets.most = most;
-  return least >= kSharedBase && most <= block.shared_end - bytes && (low & (bytes - 1)) == 0;
+  offsets.least = static_cast<std::uint32_t>(least);
+  offsets.most = static_cast<std::uint32_t>(most);
+  return least >= static_cast<std::int32_t>(kSharedBase) && offsets.most <= block.shared_end - bytes &&
+         (low & (bytes - 1)) == 0;
 }
 
 /// 32-bit elements at all lanes' offsets. Groups of lanes mostly read side by side or one element: gathers are slow.

@@ -287,5 +287,7 @@ void misaligned_access(Warp& warp, const Instruction& in, std::uint32_t lanes, c
 /// Checks and counts an access of `bytes` a lane before it is performed; drops lanes that must not go on.
 void observe_global(Warp& warp, const Instruction& in, Addresses& addresses, int bytes, Access access);
 void observe_shared(Warp& warp, const Instruction& in, Addresses& offsets, int bytes, Access access);
+/// Notes, where Machine::touches are kept, that a block touches these bytes of global memory, by accesses of `width`.
+void note_touch(Warp& warp, std::uint64_t address, std::uint64_t bytes, std::uint64_t width, Access access);
 
 }  // namespace gpusim

@@ -221,37 +221,24 @@ void count_global(Warp& warp, std::uint32_t at, const Addresses& addresses, int 
   }
 }
 
-/// What blocks touch that cannot order themselves; ends the launch where two of them meet: it will run again.
+/// What blocks touch that cannot order themselves.
 void note_touches(Warp& warp, const Addresses& addresses, int bytes, Access access) {
-  Machine& machine = *warp.machine;
-  Launch& launch = *machine.launch;
-  const bool writes = access != Access::read;
-  bool meets = false;
-  const auto touch = [&](std::uint64_t address, std::uint64_t size) {
-    if (writes) launch.saved->save(address, size);
-    // Narrow neighbours share a cell: such accesses are not tracked.
-    if (bytes >= 4) meets |= machine.touches->touch(warp.block->linear, address - machine.arena_base, size, writes);
-  };
   const auto width = static_cast<std::uint64_t>(bytes);
-  if (addresses.pattern != Pattern::scattered) {
-    touch(addresses.at[0], addresses.pattern == Pattern::unit ? width * kWarpLanes : width);
-  } else {
-    // Lanes that follow each other in memory are one.
-    std::uint64_t begin = 0;
-    std::uint64_t end = 0;
-    for_lanes(addresses.mask, [&](int lane) {
-      const std::uint64_t address = addresses.at[lane];
-      if (address != end) {
-        if (end != begin) touch(begin, end - begin);
-        begin = address;
-      }
-      end = address + width;
-    });
-    if (end != begin) touch(begin, end - begin);
-  }
-  if (!meets) return;
-  launch.blocks_met.store(true, std::memory_order_relaxed);
-  abort_launch(warp, LaunchStatus::ok);
+  if (addresses.pattern != Pattern::scattered)
+    return note_touch(warp, addresses.at[0], addresses.pattern == Pattern::unit ? width * kWarpLanes : width, width,
+                      access);
+  // Lanes that follow each other in memory are one.
+  std::uint64_t begin = 0;
+  std::uint64_t end = 0;
+  for_lanes(addresses.mask, [&](int lane) {
+    const std::uint64_t address = addresses.at[lane];
+    if (address != end) {
+      if (end != begin) note_touch(warp, begin, end - begin, width, access);
+      begin = address;
+    }
+    end = address + width;
+  });
+  if (end != begin) note_touch(warp, begin, end - begin, width, access);
 }
 
 // ---- shared memory
@@ -447,6 +434,19 @@ void misaligned_access(Warp& warp, const Instruction& in, std::uint32_t lanes, c
          dsv2::concat("access of ", bytes, " bytes at an address that is ", address % static_cast<std::uint64_t>(bytes),
                       " beyond a multiple of ", bytes));
   refuse_access(warp, LaunchStatus::misaligned_address);
+}
+
+void note_touch(Warp& warp, std::uint64_t address, std::uint64_t bytes, std::uint64_t width, Access access) {
+  Machine& machine = *warp.machine;
+  Launch& launch = *machine.launch;
+  if (access != Access::read) launch.saved->save(address, bytes);
+  // Narrow neighbours share a cell: such accesses are not tracked.
+  if (width < 4) return;
+  const std::uint64_t offset = address - machine.arena_base;
+  if (!machine.touches->touch(warp.block->linear, offset, bytes, access != Access::read)) return;
+  // The launch ends here: it will run again, with its blocks in order.
+  launch.blocks_met.store(true, std::memory_order_relaxed);
+  abort_launch(warp, LaunchStatus::ok);
 }
 
 void observe_global(Warp& warp, const Instruction& in, Addresses& addresses, int bytes, Access access) {

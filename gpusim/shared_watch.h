@@ -15,23 +15,46 @@ struct SharedOffsets {
   std::uint32_t most = 0;
 };
 
+/// Whether 16 offsets are one, and whether they lie `bytes` apart.
+struct HalfForm {
+  bool one = false;
+  bool steps = false;
+};
+inline HalfForm half_form(const std::uint32_t* at, std::uint32_t bytes) {
+#if defined(__AVX512F__)
+  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i distance = _mm512_sub_epi32(_mm512_load_si512(at), _mm512_set1_epi32(static_cast<int>(at[0])));
+  const __m512i step = _mm512_mullo_epi32(lane, _mm512_set1_epi32(static_cast<int>(bytes)));
+  return {_mm512_test_epi32_mask(distance, distance) == 0, _mm512_cmpneq_epi32_mask(distance, step) == 0};
+#elif defined(__AVX2__)
+  const __m256i first = _mm256_set1_epi32(static_cast<int>(at[0]));
+  const __m256i bytes_each = _mm256_set1_epi32(static_cast<int>(bytes));
+  __m256i moves = _mm256_setzero_si256();
+  __m256i wrong = _mm256_setzero_si256();
+  for (int i = 0; i < 2; ++i) {
+    const __m256i lane = _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(8 * i));
+    const __m256i distance = _mm256_sub_epi32(_mm256_load_si256(reinterpret_cast<const __m256i*>(at + 8 * i)), first);
+    moves = _mm256_or_si256(moves, distance);
+    wrong = _mm256_or_si256(wrong, _mm256_xor_si256(distance, _mm256_mullo_epi32(lane, bytes_each)));
+  }
+  return {_mm256_testz_si256(moves, moves) != 0, _mm256_testz_si256(wrong, wrong) != 0};
+#else
+  std::uint32_t moves = 0;
+  std::uint32_t wrong = 0;
+  for (std::uint32_t l = 0; l < kWarpLanes / 2; ++l) {
+    moves |= at[l] ^ at[0];
+    wrong |= (at[l] - at[0]) ^ (l * bytes);
+  }
+  return {moves == 0, wrong == 0};
+#endif
+}
+
 /// How the offsets lie: a SharedForm.
 inline std::uint32_t form_of(const SharedOffsets& offsets, std::uint32_t bytes) {
-  constexpr int kHalf = kWarpLanes / 2;
-  std::uint32_t form = kHalves;
-  for (int half = 0; half < 2; ++half) {
-    const std::uint32_t* const at = offsets.at + half * kHalf;
-    std::uint32_t moves = 0;
-    std::uint32_t no_step = 0;
-    for (std::uint32_t l = 0; l < kHalf; ++l) {
-      moves |= at[l] ^ at[0];
-      no_step |= (at[l] - at[0]) ^ (l * bytes);
-    }
-    if (moves == 0) continue;
-    if (no_step != 0) return kScattered;
-    form |= half == 0 ? kFirstSteps : kSecondSteps;
-  }
-  return form;
+  const HalfForm first = half_form(offsets.at, bytes);
+  const HalfForm second = half_form(offsets.at + kWarpLanes / 2, bytes);
+  if (!(first.one || first.steps) || !(second.one || second.steps)) return kScattered;
+  return kHalves | (first.one ? 0u : kFirstSteps) | (second.one ? 0u : kSecondSteps);
 }
 
 /// Whether `count` states are all kSharedInitialised; where only kPending is asked for, whether none is kSharedPending.
@@ -199,6 +222,7 @@ inline bool is_plainly_right(Warp& warp, const Instruction& in, const SharedOffs
   const Machine& machine = *warp.machine;
   Block& block = *warp.block;
   if (!machine.quick || !block.cluster.empty()) return false;
+  if (!machine.logs && block.shared_state.empty()) return true;
   const std::uint32_t form = form_of(offsets, bytes);
   if (!block.shared_state.empty() && !settle_states(block.shared_state.data(), offsets, form, bytes, access))
     return false;

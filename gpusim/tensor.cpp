@@ -458,7 +458,8 @@ bool matrix_is_plain(const Warp& warp, const MatrixPlace& place, std::uint64_t c
   const std::uint64_t span = (count - 1) * step + bytes;
   if (place.base - begin > size || span > size - (place.base - begin)) return false;
   if constexpr (kInstrumented) {
-    if (place.shared || !machine.quick || machine.checks.global_races || machine.touched) return false;
+    const bool ordered = machine.checks.global_races && machine.touches == nullptr;
+    if (place.shared || !machine.quick || ordered || machine.touched) return false;
     if (!machine.checks.any_global() || !machine.launch->memory->has_shadow()) return true;
     auto common = static_cast<std::uint8_t>(Byte::initialised);
     for (std::uint64_t i = 0; i < count; ++i) {
@@ -520,8 +521,12 @@ void wmma_memory(Warp& warp, const Instruction& in) {
   const std::uint64_t size = place.shared ? warp.block->shared_end - kSharedBase : DeviceMemory::kArenaBytes;
   const std::uint64_t host = place.shared ? reinterpret_cast<std::uint64_t>(warp.block->shared.data()) : 0;
   constexpr int kLines = kColumnMajor ? kColumns : kRows;
-  if (matrix_is_plain<kInstrumented>(warp, place, kLines, kRows * kColumns / kLines * sizeof(Memory),
+  constexpr int kLineElements = kRows * kColumns / kLines;
+  if (matrix_is_plain<kInstrumented>(warp, place, kLines, kLineElements * sizeof(Memory),
                                      place.stride * sizeof(Memory))) {
+    for (std::uint64_t i = 0; kInstrumented && warp.machine->touches != nullptr && i < kLines; ++i)
+      note_touch(warp, place.base + i * place.stride * sizeof(Memory), kLineElements * sizeof(Memory), sizeof(Memory),
+                 kAccess);
     auto* const matrix = reinterpret_cast<std::byte*>(host + place.base);
     return move_matrix<Memory, kRows, kColumns, kColumnMajor, kLoads>(warp, slots, matrix, place.stride);
   }
