@@ -115,6 +115,10 @@ TEST(GpusimBlockTouches, CellsOfALineAreToldApartOnceTheyHaveTo) {
     EXPECT_FALSE(touches.touch(1, 96, 32, true));  // the line's other half
     EXPECT_FALSE(touches.touch(0, 64, 32, false));
     EXPECT_TRUE(touches.touch(2, 92, 8, false));  // both
+    EXPECT_FALSE(touches.touch(5, 256, 32, false));
+    EXPECT_FALSE(touches.touch(5, 288, 16, true));
+    EXPECT_FALSE(touches.touch(6, 304, 16, true));
+    EXPECT_TRUE(touches.touch(6, 256, 4, true));  // block 5 read it before the line was told apart
     EXPECT_FALSE(touches.touch(3, 128, 128, false));
     EXPECT_FALSE(touches.touch(4, 128, 64, false));
     EXPECT_TRUE(touches.touch(3, 160, 4, true));  // block 4 has read it
