@@ -113,6 +113,7 @@ Environment read_environment(const std::function<const char*(const char*)>& get)
     out.settings.isa = text;
   });
   with("GPUSIM_JSON", [&](const char*, std::string_view text) { out.json = text; });
+  with("GPUSIM_QUIET", [&](const char* name, std::string_view text) { out.quiet = parse_switch(name, text); });
   if (out.lines) out.settings.counts = true;
   return out;
 }

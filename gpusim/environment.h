@@ -15,6 +15,7 @@ struct Environment {
   Settings settings;            ///< GPUSIM_CHECKS, _COUNTS, _THREADS, _BUDGET, _ISA
   bool lines = false;           ///< GPUSIM_LINES: counts per source line in the text report; turns counts on
   std::string json;             ///< GPUSIM_JSON: file of the JSON report, empty: none
+  bool quiet = false;           ///< GPUSIM_QUIET: no text report at the exit, but for findings
 };
 
 /// The names that GPUSIM_CHECKS takes, and the member of Checks that each turns on.

@@ -6,6 +6,9 @@
 #include <cstdlib>
 #include <fstream>
 #include <iostream>
+#include <mutex>
+
+#include "gpusim/profile.h"
 
 namespace gpusim::runtime {
 namespace {
@@ -97,7 +100,7 @@ void State::finish(int status) {
   finished_ = true;
   scheduler.wait_all();
   if (status == 0) report_leaks();  // a program that gave up need not have cleaned up
-  report.write_text(std::cerr);
+  if (!environment.quiet || report.fired()) report.write_text(std::cerr);
   if (!environment.json.empty()) {
     std::ofstream file(environment.json, std::ios::binary);
     file << report.json();
@@ -113,3 +116,9 @@ void State::finish(int status) {
 }
 
 }  // namespace gpusim::runtime
+
+std::string gpusim::report_so_far() {
+  runtime::State& state = runtime::State::get();
+  const std::lock_guard lock(state.mutex);
+  return state.report.json();
+}

@@ -2,6 +2,7 @@
 
 #include <dlfcn.h>
 
+#include <cstdlib>
 #include <string>
 #include <vector>
 
@@ -17,9 +18,11 @@ struct Library {
   void* handle = nullptr;
   std::string why = {};  // it cannot be loaded
   Backend row = {};
+  void (*profile)(std::string*) = nullptr;
 
   void load() {
     if (handle || !why.empty()) return;
+    setenv("GPUSIM_QUIET", "1", 0);  // a simulator tells findings; its counts are asked for
     handle = dlopen(file, RTLD_NOW | RTLD_LOCAL);
     if (!handle) {
       why = concat("built without it: ", dlerror());
@@ -30,6 +33,7 @@ struct Library {
       fill(&row);
     else
       why = concat(file, " has no dsv2_cuda_backend");
+    profile = reinterpret_cast<void (*)(std::string*)>(dlsym(handle, "dsv2_cuda_profile"));
   }
 };
 
@@ -59,7 +63,13 @@ Backend loaded_on_demand(std::string_view name, std::string_view description, bo
             if (!library.why.empty()) return {};
             return library.row.ops();
           },
-          .simulated = simulated};
+          .simulated = simulated,
+          .profile = []() -> std::string {
+            library.load();
+            std::string json;
+            if (library.profile) library.profile(&json);
+            return json;
+          }};
 }
 
 Library cuda_library = {"libdsv2_cuda.so"}, cuda_sim_library = {"libdsv2_cuda_sim.so"};

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "harness/generate.h"
+#include "harness/modelled.h"
 #include "harness/output_watch.h"
 #include "harness/taps.h"
 #include "reference/backend.h"
@@ -335,6 +336,10 @@ class DecoderBench::Work {
     if (record_.status != Status::passed) return;
     if (bench_.backend_.simulated) {
       record_.coverage += "; simulated: not timed";
+      if (work.prepare) work.prepare(0);
+      before_ = bench_.backend_.profile();
+      work.run();
+      after_ = bench_.backend_.profile();
       return;
     }
     finite_.name = "timed logits are finite";
@@ -389,6 +394,7 @@ class DecoderBench::Work {
                                             row_.batch, context_of(row_, bench_.bench_.generate), longest_pass(row_));
     record_.resident_memory_bytes = resident_memory_bytes();
     record_.peak_memory_bytes = peak_memory_bytes();
+    if (!after_.empty()) record_.modelled = modelled(before_, after_, c.bytes);
     if (record_.samples_ns.empty()) return;
     // Timed runs route their own tokens: to be sure, the fewest experts that they can have read.
     std::optional<double> fewest;
@@ -457,7 +463,8 @@ class DecoderBench::Work {
   Selection same_experts_;  ///< rows that can be compared with the oracle
   Comparison finite_;       ///< over all timed runs
   OutputWatch watch_;
-  Watch beside_;  ///< over the record being made
+  std::string before_, after_;  ///< simulated: its reports around one run
+  Watch beside_;                ///< over the record being made
 };
 
 DecoderBench::DecoderBench(const Config& config, const Backend& backend, std::shared_ptr<const Weights> weights,

@@ -11,6 +11,7 @@
 #include "harness/command.h"
 #include "harness/flags.h"
 #include "harness/memory_needs.h"
+#include "harness/modelled.h"
 #include "harness/outputs.h"
 #include "harness/pinning.h"
 #include "harness/ranges.h"
@@ -24,6 +25,7 @@ namespace dsv2::harness {
 namespace {
 
 struct BenchFlags {
+  std::string device;  ///< of a simulated backend; empty: its default
   ModelFlags model;
   BackendFlags backend;
   std::vector<std::string> dtypes, ops;
@@ -122,6 +124,11 @@ void print_table(const Report& report, std::ostream& out) {
                std::string(name(r.status)), percent(r.budget_used)});
   }
   table.print(out);
+  for (const Record& r : report.records) {
+    if (r.modelled.is_null()) continue;
+    out << '\n' << r.name << ", ";
+    print_modelled(r.modelled, out);
+  }
   for (const Record& r : report.records)
     if (r.status != Status::passed) out << '\n' << name(r.status) << ": " << r.name << "\n  " << r.reason << '\n';
 }
@@ -271,7 +278,16 @@ int run_ops(const BenchFlags& flags) {
   return static_cast<int>(code);
 }
 
+/// Simulated backends count instead of taking time; for one device.
+void prepare_simulators(const BenchFlags& flags) {
+  bool any = false;
+  for (const Backend* backend : flags.backend.backends()) any = any || backend->simulated;
+  DSV2_CHECK(any || flags.device.empty(), "--device: a simulated backend has one (cuda-sim); found none");
+  if (any) count_on_simulator(flags.device);
+}
+
 int run(const BenchFlags& flags) {
+  prepare_simulators(flags);
   if (!flags.ops.empty()) return run_ops(flags);
   const Config config = flags.model.config();
   bench_options(flags);  // bad values are refused before anything takes time
@@ -311,6 +327,9 @@ void add_bench(CLI::App& app, ExitCode& code) {
   CLI::App* sub = app.add_subcommand("bench", "Measure prefill and decode of a model, checked before and after");
   flags->model.add_to(*sub);
   flags->backend.add_to(*sub, "cpu");
+  sub->add_option(
+      "--device", flags->device,
+      "cuda-sim: the device that is counted and modelled for: a100, h100, h200, rtx4090, rtx5090 (default h100)");
   sub->add_option("--dtype", flags->dtypes,
                   "Of matrices and their arithmetic: f32, bf16, int8, int4 (default: what a quantised checkpoint has, "
                   "else bf16; "

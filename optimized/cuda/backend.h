@@ -16,3 +16,5 @@ std::unique_ptr<Decoder> create(const Config& config, std::shared_ptr<const Weig
 
 /// What the library exports: the backend's row, but for its name and description. Both sides are built from one tree.
 extern "C" void dsv2_cuda_backend(dsv2::Backend* row);
+/// In the simulated library alone: gpusim's report so far, as JSON.
+extern "C" void dsv2_cuda_profile(std::string* json);
