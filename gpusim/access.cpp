@@ -487,9 +487,9 @@ void store(Warp& warp, const Instruction& in) {
 /// Whether the lines of global memory that the lanes read are known to be good throughout.
 inline bool lines_are_good(const Machine& machine, const Addresses& addresses) {
   if (!machine.checks.any_global() || !machine.launch->memory->has_shadow()) return true;
-  const std::uint8_t* const lines = machine.launch->memory->line(machine.arena_base);
+  const DeviceMemory& memory = *machine.launch->memory;
   std::uint8_t common = 0xff;
-  for (int l = 0; l < kWarpLanes; ++l) common &= lines[(addresses.at[l] - machine.arena_base) / DeviceMemory::kLine];
+  for (int l = 0; l < kWarpLanes; ++l) common &= memory.line_state(addresses.at[l]);
   const auto wanted = static_cast<std::uint8_t>(Byte::initialised);
   return (common & wanted) == wanted;
 }
