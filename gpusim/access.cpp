@@ -123,6 +123,7 @@ std::uint64_t shared_host_address(Warp& warp, std::uint64_t offset) {
 
 /// Checks of an access whose lanes all lie within the block's shared memory and are aligned.
 void watch_shared(Warp& warp, const Instruction& in, Addresses& addresses, int bytes, Access access) {
+  if (!warp.machine->quick) return observe_shared(warp, in, addresses, bytes, access);
   SharedOffsets offsets;
   const auto fallback = static_cast<std::uint32_t>(addresses.at[std::countr_zero(addresses.mask)]);
   offsets.mask = addresses.mask;
@@ -412,6 +413,7 @@ inline void gather_words(std::uint32_t* to, const std::byte* base, const std::ui
 /// ld.shared of 32-bit elements by all lanes; false where there may be something to complain about.
 template <bool kInstrumented>
 bool load_shared_words(Warp& warp, const Instruction& in) {
+  if (kInstrumented && !warp.machine->quick) return false;
   SharedOffsets offsets;
   const std::uint32_t bytes = 4u * in.elements;
   if (!shared_offsets(warp, in, bytes, offsets)) return false;
@@ -457,6 +459,7 @@ void store_element(Warp& warp, std::int32_t slot, const Addresses& addresses, in
 /// st.shared of 32-bit elements by all lanes; false where there may be something to complain about.
 template <bool kInstrumented>
 bool store_shared_words(Warp& warp, const Instruction& in) {
+  if (kInstrumented && !warp.machine->quick) return false;
   SharedOffsets offsets;
   const std::uint32_t bytes = 4u * in.elements;
   if (!shared_offsets(warp, in, bytes, offsets)) return false;
