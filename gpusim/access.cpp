@@ -123,6 +123,7 @@ std::uint64_t shared_host_address(Warp& warp, std::uint64_t offset) {
 
 /// Checks of an access whose lanes all lie within the block's shared memory and are aligned.
 void watch_shared(Warp& warp, const Instruction& in, Addresses& addresses, int bytes, Access access) {
+  if (!warp.machine->quick) return observe_shared(warp, in, addresses, bytes, access);
   SharedOffsets offsets;
   const auto fallback = static_cast<std::uint32_t>(addresses.at[std::countr_zero(addresses.mask)]);
   offsets.mask = addresses.mask;
@@ -412,6 +413,7 @@ inline void gather_words(std::uint32_t* to, const std::byte* base, const std::ui
 /// ld.shared of 32-bit elements by all lanes; false where there may be something to complain about.
 template <bool kInstrumented>
 bool load_shared_words(Warp& warp, const Instruction& in) {
+  if (kInstrumented && !warp.machine->quick) return false;
   SharedOffsets offsets;
   const std::uint32_t bytes = 4u * in.elements;
   if (!shared_offsets(warp, in, bytes, offsets)) return false;
@@ -457,6 +459,7 @@ void store_element(Warp& warp, std::int32_t slot, const Addresses& addresses, in
 /// st.shared of 32-bit elements by all lanes; false where there may be something to complain about.
 template <bool kInstrumented>
 bool store_shared_words(Warp& warp, const Instruction& in) {
+  if (kInstrumented && !warp.machine->quick) return false;
   SharedOffsets offsets;
   const std::uint32_t bytes = 4u * in.elements;
   if (!shared_offsets(warp, in, bytes, offsets)) return false;
@@ -487,9 +490,9 @@ void store(Warp& warp, const Instruction& in) {
 /// Whether the lines of global memory that the lanes read are known to be good throughout.
 inline bool lines_are_good(const Machine& machine, const Addresses& addresses) {
   if (!machine.checks.any_global() || !machine.launch->memory->has_shadow()) return true;
-  const std::uint8_t* const lines = machine.launch->memory->line(machine.arena_base);
+  const DeviceMemory& memory = *machine.launch->memory;
   std::uint8_t common = 0xff;
-  for (int l = 0; l < kWarpLanes; ++l) common &= lines[(addresses.at[l] - machine.arena_base) / DeviceMemory::kLine];
+  for (int l = 0; l < kWarpLanes; ++l) common &= memory.line_state(addresses.at[l]);
   const auto wanted = static_cast<std::uint8_t>(Byte::initialised);
   return (common & wanted) == wanted;
 }

@@ -122,13 +122,20 @@ std::size_t DeviceMemory::used_bytes() const {
   return used_;
 }
 
+void DeviceMemory::initialise(std::uint64_t address, std::size_t bytes) {
+  std::uint8_t* const states = shadow(address);
+  for (std::size_t i = 0; i < bytes; ++i)
+    __atomic_store_n(states + i, static_cast<std::uint8_t>(Byte::initialised), __ATOMIC_RELAXED);
+  refresh_lines(address, bytes);
+}
+
 void DeviceMemory::refresh_lines(std::uint64_t address, std::size_t bytes) {
   const std::uint64_t last = (address + bytes - 1 - base_) / kLine;
   for (std::uint64_t at = (address - base_) / kLine; at <= last; ++at) {
-    std::uint64_t words[kLine / 8];
-    std::memcpy(words, shadow_ + at * kLine, kLine);
     std::uint64_t common = ~std::uint64_t{0};
-    for (const std::uint64_t word : words) common &= word;
+    for (std::size_t i = 0; i < kLine; i += sizeof common) {
+      common &= __atomic_load_n(reinterpret_cast<const std::uint64_t*>(shadow_ + at * kLine + i), __ATOMIC_RELAXED);
+    }
     common &= common >> 32;
     common &= common >> 16;
     common &= common >> 8;
@@ -141,7 +148,7 @@ void DeviceMemory::mark(std::uint64_t address, std::size_t bytes, Byte state) {
   std::memset(shadow(address), static_cast<int>(state), bytes);
   const std::uint64_t begin = round_up(address, kLine);
   const std::uint64_t end = (address + bytes) / kLine * kLine;
-  if (begin < end) std::memset(line(begin), static_cast<int>(state), (end - begin) / kLine);
+  if (begin < end) std::memset(lines_ + (begin - base_) / kLine, static_cast<int>(state), (end - begin) / kLine);
   refresh_lines(address, 1);
   refresh_lines(address + bytes - 1, 1);
 }

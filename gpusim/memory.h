@@ -69,11 +69,13 @@ class DeviceMemory {
   /// The Byte of `address`, which must lie in the arena; null without a shadow.
   std::uint8_t* shadow(std::uint64_t address) const { return shadow_ + (address - base_); }
 
-  /// The bits that the states of all bytes of `address`'s line have, or fewer of them: 0 where nothing is known. Lines
-  /// follow each other.
-  std::uint8_t* line(std::uint64_t address) const { return lines_ + (address - base_) / kLine; }
-  /// The shadow of these bytes was written: looks at their lines again. Host threads may do so at once, as states only
-  /// become better while kernels run.
+  /// The bits that the states of all bytes of `address`'s line have, or fewer of them: 0 where nothing is known.
+  std::uint8_t line_state(std::uint64_t address) const {
+    return __atomic_load_n(lines_ + (address - base_) / kLine, __ATOMIC_RELAXED);
+  }
+  /// A kernel has written these bytes. Host threads may say so at once, of neighbours too.
+  void initialise(std::uint64_t address, std::size_t bytes);
+  /// The shadow of these bytes was written: looks at their lines again.
   void refresh_lines(std::uint64_t address, std::size_t bytes);
 
   /// Marks a range: host copies, memset, host writes of managed memory.

@@ -79,14 +79,15 @@ void report_uninitialised(Warp& warp, std::uint32_t at, std::uint32_t lanes, con
 bool lines_have(const DeviceMemory& memory, const Addresses& addresses, std::size_t bytes, std::uint8_t needed) {
   std::uint8_t common = needed;
   if (addresses.pattern != Pattern::scattered) {
-    const std::size_t span = addresses.pattern == Pattern::unit ? bytes * kWarpLanes : bytes;
-    const std::uint8_t* const last = memory.line(addresses.at[0] + span - 1);
-    for (const std::uint8_t* at = memory.line(addresses.at[0]); at <= last; ++at) common &= *at;
+    const std::uint64_t span = addresses.pattern == Pattern::unit ? bytes * kWarpLanes : bytes;
+    const std::uint64_t end = addresses.at[0] + span;
+    for (std::uint64_t at = addresses.at[0]; at < end; at = (at / DeviceMemory::kLine + 1) * DeviceMemory::kLine)
+      common &= memory.line_state(at);
   } else if (addresses.mask == 0xffffffffu) {
     // An aligned access of at most 64 bytes lies within a line.
-    for (int l = 0; l < kWarpLanes; ++l) common &= *memory.line(addresses.at[l]);
+    for (int l = 0; l < kWarpLanes; ++l) common &= memory.line_state(addresses.at[l]);
   } else {
-    for_lanes(addresses.mask, [&](int lane) { common &= *memory.line(addresses.at[lane]); });
+    for_lanes(addresses.mask, [&](int lane) { common &= memory.line_state(addresses.at[lane]); });
   }
   return common == needed;
 }
@@ -104,9 +105,8 @@ void check_global(Warp& warp, std::uint32_t at, Addresses& addresses, int bytes,
     const std::size_t span = addresses.pattern == Pattern::unit ? width * kWarpLanes : width;
     std::uint8_t* const shadow = memory.shadow(addresses.at[0]);
     if ((common_state(shadow, span) & needed) == needed) {
-      if (access == Access::read) return;
-      std::memset(shadow, static_cast<int>(Byte::initialised), span);
-      return memory.refresh_lines(addresses.at[0], span);
+      if (access != Access::read) memory.initialise(addresses.at[0], span);
+      return;
     }
   }
   std::uint32_t unallocated = 0;
@@ -125,10 +125,7 @@ void check_global(Warp& warp, std::uint32_t at, Addresses& addresses, int bytes,
   }
   if (uninitialised != 0) report_uninitialised(warp, at, uninitialised, addresses.at, bytes);
   if (access != Access::read) {
-    for_lanes(addresses.mask & ~unallocated, [&](int lane) {
-      std::memset(memory.shadow(addresses.at[lane]), static_cast<int>(Byte::initialised), width);
-    });
-    for_lanes(addresses.mask & ~unallocated, [&](int lane) { memory.refresh_lines(addresses.at[lane], width); });
+    for_lanes(addresses.mask & ~unallocated, [&](int lane) { memory.initialise(addresses.at[lane], width); });
   }
 }
 

@@ -464,8 +464,8 @@ bool matrix_is_plain(const Warp& warp, const MatrixPlace& place, std::uint64_t c
     auto common = static_cast<std::uint8_t>(Byte::initialised);
     for (std::uint64_t i = 0; i < count; ++i) {
       const std::uint64_t first = place.base + i * step;
-      const std::uint8_t* const last = machine.launch->memory->line(first + bytes - 1);
-      for (const std::uint8_t* at = machine.launch->memory->line(first); at <= last; ++at) common &= *at;
+      for (std::uint64_t at = first; at < first + bytes; at = (at / DeviceMemory::kLine + 1) * DeviceMemory::kLine)
+        common &= machine.launch->memory->line_state(at);
     }
     return common == static_cast<std::uint8_t>(Byte::initialised);
   }

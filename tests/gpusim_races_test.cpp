@@ -146,7 +146,7 @@ TEST(GpusimBlockTouches, HostThreadsMeet) {
 TEST(GpusimMemory, LinesKnowWhatTheirBytesHaveInCommon) {
   DeviceMemory memory(1 << 20, true);
   const std::uint64_t address = memory.allocate(200, "a");
-  const auto line = [&](std::size_t offset) { return static_cast<Byte>(*memory.line(address + offset)); };
+  const auto line = [&](std::size_t offset) { return static_cast<Byte>(memory.line_state(address + offset)); };
   EXPECT_EQ(line(0), Byte::uninitialised);
   EXPECT_EQ(line(192), Byte::unallocated);  // 8 bytes of it are allocated
   memory.mark(address + 10, 100, Byte::initialised);
