@@ -139,7 +139,8 @@ void copy_async(Warp& warp, const Instruction& in) {
                            .source_bytes = source_bytes(warp, in, lane),
                            .lane = static_cast<std::uint8_t>(lane),
                            .group = warp.copy_groups[static_cast<std::size_t>(lane)],
-                           .at = machine.index_of(in)};
+                           .at = machine.index_of(in),
+                           .sequence = ++warp.copies_issued};
     if (!machine.checks.async_copies) {
       perform(warp, copy);
       continue;
@@ -169,6 +170,14 @@ void finish_copies(Warp& warp, std::uint32_t mask, std::uint32_t keep, bool comm
     if ((mask >> copy.lane & 1u) == 0) return false;
     const std::uint32_t closed = warp.copy_groups[copy.lane];
     if (committed_only && copy.group + keep >= closed) return false;
+    perform(warp, copy);
+    return true;
+  });
+}
+
+void finish_copies_until(Warp& warp, std::uint32_t mask, std::uint32_t sequence) {
+  std::erase_if(warp.copies, [&](const PendingCopy& copy) {
+    if ((mask >> copy.lane & 1u) == 0 || copy.sequence > sequence) return false;
     perform(warp, copy);
     return true;
   });
