@@ -68,7 +68,8 @@ struct BulkStore {
 struct WgmmaInFlight {
   std::uint32_t at = 0;
   std::uint32_t group = 0;
-  std::uint64_t a = 0;  ///< descriptor; 0: A is in registers
+  std::uint32_t stamp = 0;  ///< of the block when its group was closed
+  std::uint64_t a = 0;      ///< descriptor; 0: A is in registers
   std::uint64_t b = 0;
 };
 

@@ -529,7 +529,7 @@ void perform_store(Warp& warp, const BulkStore& store) {
   }
   if (!machine.checks.async_copies || !tracks_warps(*warp.block)) return;
   // It has been reading up to now.
-  check_overwritten(warp, store.at, store.stamp, store.source, bytes);
+  if (check_overwritten(warp, store.at, store.stamp, store.source, bytes)) return;
   for_pieces(store.source, bytes, [&](Addresses& addresses, int width) {
     check_shared_race(warp, machine.code[store.at], addresses, width, Access::read);
   });

@@ -169,7 +169,9 @@ void join_clocks(Machine& machine, Block& block, Barrier& barrier, int id) {
     for (Warp& warp : block.warps) {
       const bool takes_part =
           std::any_of(warp.others.begin(), warp.others.end(), [id](const Group& group) { return waits_at(group, id); });
-      if (takes_part) warp.clocks = joined;
+      if (!takes_part) continue;
+      warp.clocks = joined;
+      warp.ordered_stamp = block.stamp;
     }
   }
   order_block(block, machine.program->named_barriers);

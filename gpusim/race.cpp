@@ -325,7 +325,7 @@ void fence_proxy(Warp& warp) {
   order_block(block, true);
 }
 
-void check_overwritten(Warp& warp, std::uint32_t copy_at, std::uint32_t stamp, std::uint32_t offset,
+bool check_overwritten(Warp& warp, std::uint32_t copy_at, std::uint32_t stamp, std::uint32_t offset,
                        std::uint32_t bytes) {
   Block& block = *warp.block;
   std::int64_t last = -1;
@@ -338,8 +338,9 @@ void check_overwritten(Warp& warp, std::uint32_t copy_at, std::uint32_t stamp, s
         record(writer, block.write_at[cell], FindingKind::async_copy_not_waited, 1u << lane_of(tag));
     if (found == nullptr) return;
     found->other = copy_at;
-    found->message = "write of shared memory that an asynchronous copy is still to read";
+    found->message = "write of shared memory that an asynchronous copy or product is still to read";
   });
+  return last >= 0;
 }
 
 namespace {

@@ -36,9 +36,9 @@ void check_proxy_fence(Warp& warp, const Instruction& in, std::uint32_t lanes, s
                        std::uint32_t bytes);
 /// fence.proxy.async: the writes that are ordered before it are there for asynchronous readers.
 void fence_proxy(Warp& warp);
-/// Whether shared memory that a copy reads, issued at `stamp` by the instruction `copy_at`, was written since; told at
-/// the writing instruction.
-void check_overwritten(Warp& warp, std::uint32_t copy_at, std::uint32_t stamp, std::uint32_t offset,
+/// Whether shared memory that a copy or product reads, issued at `stamp` by the instruction `copy_at`, was written
+/// since; told at the writing instruction.
+bool check_overwritten(Warp& warp, std::uint32_t copy_at, std::uint32_t stamp, std::uint32_t offset,
                        std::uint32_t bytes);
 
 /// A block barrier has been completed, or (`warp`) a warp-level one: what came before is ordered.

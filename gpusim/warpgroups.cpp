@@ -163,14 +163,27 @@ void finish_products(Warp& warp, std::uint32_t keep) {
     if (reread) {  // it may have been reading up to now
       const Instruction& in = machine.code[product.at];
       for_operands(warp, in, product.a, product.b, [&](const Addresses& addresses) {
-        check_shared_race(warp, in, addresses, kChunkBytes, Access::read);
+        bool overwritten = false;
+        for_lanes(addresses.mask, [&](int lane) {
+          overwritten |= check_overwritten(warp, product.at, product.stamp,
+                                           static_cast<std::uint32_t>(addresses.at[lane]), kChunkBytes);
+        });
+        if (!overwritten) check_shared_race(warp, in, addresses, kChunkBytes, Access::read);
       });
     }
     return true;
   });
 }
 
-void commit(Warp& warp, const Instruction&) { ++warp.product_groups; }
+void commit(Warp& warp, const Instruction&) {
+  if (tracks_warps(*warp.block) && !warp.products.empty()) {
+    for (WgmmaInFlight& product : warp.products) {
+      if (product.group == warp.product_groups) product.stamp = warp.block->stamp;
+    }
+    order_block(*warp.block, true);
+  }
+  ++warp.product_groups;
+}
 
 void wait_group(Warp& warp, const Instruction& in) { finish_products(warp, static_cast<std::uint32_t>(in.immediate)); }
 
@@ -198,8 +211,12 @@ class Hazards {
 
  private:
   using Registers = std::vector<std::int32_t>;
-  /// Of each tracked register: the lists of products that may be writing it.
-  using State = std::vector<std::uint64_t>;
+  /// Of a tracked register: the lists of products that may be writing it, in groups that are open and closed.
+  struct Writers {
+    std::uint64_t open = 0;
+    std::uint64_t closed = 0;
+  };
+  using State = std::vector<Writers>;
 
   void find_lists() {
     for (std::size_t i = 0; i < program_.code.size(); ++i) {
@@ -260,31 +277,39 @@ class Hazards {
     if (is_product(facts)) {
       const auto list = static_cast<std::size_t>(program_.code[i].target);
       const std::uint64_t bit = list < kMostLists ? std::uint64_t{1} << list : 0;
-      for (const std::int32_t reg : use.definitions) state[tracked_.at(reg)] = bit;
+      for (const std::int32_t reg : use.definitions) state[tracked_.at(reg)] = {.open = bit};
       return;
     }
     if (facts.key == "wgmma.wait") {
-      if (program_.code[i].immediate == 0) std::fill(state.begin(), state.end(), 0);
+      if (program_.code[i].immediate != 0) return;
+      for (Writers& writers : state) writers.closed = 0;
+      return;
+    }
+    if (facts.key == "wgmma.commit") {
+      for (Writers& writers : state) {
+        writers.closed |= writers.open;
+        writers.open = 0;
+      }
       return;
     }
     if (is_copy(i)) {
       const auto from = tracked_.find(use.uses[0]);
       const auto to = tracked_.find(use.definitions[0]);
-      if (to != tracked_.end()) state[to->second] = from != tracked_.end() ? state[from->second] : 0;
+      if (to != tracked_.end()) state[to->second] = from != tracked_.end() ? state[from->second] : Writers{};
       return;
     }
     std::uint64_t touched = 0;
     for (const Registers* const registers : {&use.uses, &use.definitions}) {
       for (const std::int32_t reg : *registers) {
         const auto found = tracked_.find(reg);
-        if (found != tracked_.end()) touched |= state[found->second];
+        if (found != tracked_.end()) touched |= state[found->second].open | state[found->second].closed;
       }
     }
     if (touched != 0) program_.product_touches[static_cast<std::uint32_t>(i)] |= touched;
     if (program_.code[i].guard >= 0) return;
     for (const std::int32_t reg : use.definitions) {
       const auto found = tracked_.find(reg);
-      if (found != tracked_.end()) state[found->second] = 0;
+      if (found != tracked_.end()) state[found->second] = {};
     }
   }
 
@@ -302,12 +327,14 @@ class Hazards {
       const auto [entry, fresh] = states.try_emplace(to, state);
       bool changed = fresh;
       for (std::size_t r = 0; r < state.size() && !fresh; ++r) {
-        changed |= (state[r] & ~entry->second[r]) != 0;
-        entry->second[r] |= state[r];
+        Writers& known = entry->second[r];
+        changed |= ((state[r].open & ~known.open) | (state[r].closed & ~known.closed)) != 0;
+        known.open |= state[r].open;
+        known.closed |= state[r].closed;
       }
       if (changed) work.push_back(to);
     };
-    flow(0, State(tracked_.size(), 0));
+    flow(0, State(tracked_.size()));
     while (!work.empty()) {
       std::size_t at = work.back();
       work.pop_back();
