@@ -69,6 +69,7 @@ struct WgmmaInFlight {
   std::uint32_t at = 0;
   std::uint32_t group = 0;
   std::uint32_t stamp = 0;  ///< of the block when its group was closed
+  bool read = false;        ///< its operands: a warp of the warpgroup has waited for it
   std::uint64_t a = 0;      ///< descriptor; 0: A is in registers
   std::uint64_t b = 0;
 };

@@ -870,6 +870,7 @@ void run_blocks(Machine& machine, std::span<Block* const> blocks) {
     // A wait may give up, and its thread do something else.
     rounds = machine.completions == completions ? rounds + 1 : 0;
     completions = machine.completions;
+    if (release_warpgroups(machine, blocks)) continue;
     if (rounds > kIdleRounds || !expire_waits(blocks)) return report_deadlock(machine, blocks);
   }
   for (Block* const block : blocks) check_warpgroups(machine, *block);

@@ -1811,7 +1811,10 @@ class Lowering {
     program_->named_barriers = true;
     const std::string_view operation = modifier(1);
     if (operation == "commit_group" || operation == "wait_group" || operation == "fence") {
-      start(operation == "commit_group" ? "wgmma.commit" : operation == "wait_group" ? "wgmma.wait" : "wgmma.fence");
+      start(operation == "commit_group" ? "wgmma.commit"
+            : operation == "wait_group" ? "wgmma.wait"
+                                        : "wgmma.fence",
+            operation == "wait_group" ? Flow::control : Flow::straight);
       facts().kind = InstructionClass::tensor;
       if (operand_count() > 0) now().immediate = static_cast<std::int64_t>(operand(0).bits);
       return;

@@ -39,11 +39,12 @@ class AlignedBytes {
 /// Why a group of lanes does not run.
 enum class Wait : std::uint8_t {
   none,
-  warp,      ///< at a warp-level sync, for lanes of its mask
-  barrier,   ///< at a block barrier
-  cluster,   ///< at a cluster barrier
-  mbarrier,  ///< for a phase of an mbarrier
-  turn,      ///< has gone round a loop many times: the others first
+  warp,       ///< at a warp-level sync, for lanes of its mask
+  barrier,    ///< at a block barrier
+  cluster,    ///< at a cluster barrier
+  mbarrier,   ///< for a phase of an mbarrier
+  warpgroup,  ///< for the other warps of its warpgroup to have closed as many groups of products
+  turn,       ///< has gone round a loop many times: the others first
 };
 
 /// Lanes of a warp that share a program counter and do not run now.

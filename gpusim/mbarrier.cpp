@@ -62,7 +62,7 @@ bool check_place(Warp& warp, const Instruction& in, int lane, const SharedPlace&
     misaligned_access(warp, in, mask, offsets, kObjectBytes);
     return false;
   }
-  if (place.block->live == 0) {
+  if (place.block->live == 0 && warp.machine->checks.barriers) {
     misuse(warp, in, lane, "the mbarrier is one of a block of the cluster that has exited");
     return false;
   }

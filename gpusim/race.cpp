@@ -326,12 +326,13 @@ void fence_proxy(Warp& warp) {
 }
 
 bool check_overwritten(Warp& warp, std::uint32_t copy_at, std::uint32_t stamp, std::uint32_t offset,
-                       std::uint32_t bytes) {
+                       std::uint32_t bytes, bool by_itself) {
   Block& block = *warp.block;
   std::int64_t last = -1;
   for_cells(*warp.machine->program, offset, bytes, [&](std::uint32_t cell) {
     const std::uint32_t tag = block.write_tags[cell];
     if (tag == 0 || stamp_of(tag) <= stamp || last == block.write_at[cell]) return;
+    if (by_itself && warp_of(tag) != warp.index) return;
     last = block.write_at[cell];
     Warp& writer = block.warps[warp_of(tag)];
     FindingRecord* const found =

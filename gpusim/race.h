@@ -37,9 +37,9 @@ void check_proxy_fence(Warp& warp, const Instruction& in, std::uint32_t lanes, s
 /// fence.proxy.async: the writes that are ordered before it are there for asynchronous readers.
 void fence_proxy(Warp& warp);
 /// Whether shared memory that a copy or product reads, issued at `stamp` by the instruction `copy_at`, was written
-/// since; told at the writing instruction.
+/// since (`by_itself`: by this warp); told at the writing instruction.
 bool check_overwritten(Warp& warp, std::uint32_t copy_at, std::uint32_t stamp, std::uint32_t offset,
-                       std::uint32_t bytes);
+                       std::uint32_t bytes, bool by_itself = false);
 
 /// A block barrier has been completed, or (`warp`) a warp-level one: what came before is ordered.
 void order_block(Block& block, bool named);

@@ -2,6 +2,9 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <functional>
+#include <span>
+#include <utility>
 
 #include "gpusim/interpreter.h"
 #include "gpusim/mbarrier.h"
@@ -155,24 +158,47 @@ void count_operands(Warp& warp, const Instruction& in) {
   if (warp.index % kWarpgroupWarps == 0) count(static_cast<std::uint64_t>(in.immediate) * kWgmmaDepthBytes);
 }
 
-void finish_products(Warp& warp, std::uint32_t keep) {
-  const Machine& machine = *warp.machine;
-  const bool reread = machine.checks.shared_races && tracks_warps(*warp.block);
-  std::erase_if(warp.products, [&](const WgmmaInFlight& product) {
-    if (product.group + keep >= warp.product_groups) return false;
-    if (reread) {  // it may have been reading up to now
-      const Instruction& in = machine.code[product.at];
-      for_operands(warp, in, product.a, product.b, [&](const Addresses& addresses) {
-        bool overwritten = false;
-        for_lanes(addresses.mask, [&](int lane) {
-          overwritten |= check_overwritten(warp, product.at, product.stamp,
-                                           static_cast<std::uint32_t>(addresses.at[lane]), kChunkBytes);
-        });
-        if (!overwritten) check_shared_race(warp, in, addresses, kChunkBytes, Access::read);
+/// The warps of `warp`'s warpgroup.
+std::span<Warp> warps_of(const Warp& warp) {
+  std::vector<Warp>& all = warp.block->warps;
+  const std::size_t first = warp.index / kWarpgroupWarps * kWarpgroupWarps;
+  return std::span(all).subspan(first, std::min(kWarpgroupWarps, all.size() - first));
+}
+
+/// The products in the first `groups` groups have been reading their operands up to now. Where another warp has waited
+/// for them already (`waits`: this one does now), writes by this warp are still none that it may have done.
+void finish_reads(Warp& warp, std::uint32_t groups, bool waits) {
+  for (WgmmaInFlight& product : warp.products) {
+    if (product.group >= groups || (product.read && !waits)) continue;
+    const bool again = std::exchange(product.read, true);
+    const Instruction& in = warp.machine->code[product.at];
+    for_operands(warp, in, product.a, product.b, [&](const Addresses& addresses) {
+      bool overwritten = false;
+      for_lanes(addresses.mask, [&](int lane) {
+        overwritten |= check_overwritten(warp, product.at, product.stamp,
+                                         static_cast<std::uint32_t>(addresses.at[lane]), kChunkBytes, again);
       });
+      if (!overwritten && !again) check_shared_race(warp, in, addresses, kChunkBytes, Access::read);
+    });
+  }
+}
+
+/// A product is one of four warps: who has waited for it knows that all of them are done with its operands.
+void finish_groups(Warp& warp, std::uint32_t groups) {
+  Block& block = *warp.block;
+  if (tracks_warps(block) && !warp.products.empty()) {
+    for (Warp& other : warps_of(warp)) {
+      finish_reads(other, groups, other.index == warp.index);
+      if (other.index != warp.index) warp.clocks[other.index] = std::max(warp.clocks[other.index], block.stamp);
     }
-    return true;
-  });
+    order_block(block, true);
+  }
+  std::erase_if(warp.products, [&](const WgmmaInFlight& product) { return product.group < groups; });
+}
+
+bool have_closed(const Warp& warp, std::uint32_t groups) {
+  const auto warps = warps_of(warp);
+  return std::all_of(warps.begin(), warps.end(), [&](const Warp& other) { return other.product_groups >= groups; });
 }
 
 void commit(Warp& warp, const Instruction&) {
@@ -183,9 +209,24 @@ void commit(Warp& warp, const Instruction&) {
     order_block(*warp.block, true);
   }
   ++warp.product_groups;
+  for (Warp& other : warps_of(warp)) {
+    for (Group& group : other.others) {
+      if (group.wait != Wait::warpgroup || !have_closed(other, group.parity)) continue;
+      group.wait = Wait::none;
+      finish_groups(other, group.parity);
+    }
+  }
 }
 
-void wait_group(Warp& warp, const Instruction& in) { finish_products(warp, static_cast<std::uint32_t>(in.immediate)); }
+/// Waits until the other warps have come as far, too: then the products are done.
+void wait_group(Warp& warp, const Instruction& in) {
+  const auto keep = static_cast<std::uint32_t>(in.immediate);
+  const std::uint32_t groups = warp.product_groups - std::min(keep, warp.product_groups);
+  if (have_closed(warp, groups)) return finish_groups(warp, groups);
+  stop_lanes(
+      warp,
+      {.pc = warp.pc, .mask = warp.exec, .wait = Wait::warpgroup, .at = warp.machine->index_of(in), .parity = groups});
+}
 
 void fence(Warp&, const Instruction&) {}
 
@@ -421,20 +462,34 @@ void check_product_registers(Warp& warp, const Instruction& in, std::uint64_t li
 void check_warpgroups(Machine& machine, Block& block) {
   if (!machine.checks.barriers) return;
   for (std::size_t group = 0; group < block.warpgroups.size(); ++group) {
-    const Warpgroup& warpgroup = block.warpgroups[group];
+    Warpgroup& warpgroup = block.warpgroups[group];
     if (warpgroup.order.empty()) continue;
     const auto end = static_cast<std::uint32_t>(warpgroup.passed + warpgroup.order.size());
-    int missing = 0;
-    for (std::size_t i = 0; i < kWarpgroupWarps; ++i)
-      missing += static_cast<int>(block.warps[group * kWarpgroupWarps + i].products_issued < end);
-    for (std::size_t i = 0; i < kWarpgroupWarps; ++i) {
-      Warp& warp = block.warps[group * kWarpgroupWarps + i];
-      if (warp.products_issued != end) continue;
-      report(warp, warpgroup.order.back(), FindingKind::divergent_barrier, ~0u,
-             dsv2::concat("wgmma that ", missing, " of the warpgroup's 4 warps did not run"));
-      break;
+    const auto warps = warps_of(block.warps[group * kWarpgroupWarps]);
+    const auto has_run = [end](const Warp& warp) { return warp.products_issued == end; };
+    const auto missing = std::count_if(warps.begin(), warps.end(), std::not_fn(has_run));
+    report(*std::find_if(warps.begin(), warps.end(), has_run), warpgroup.order.back(), FindingKind::divergent_barrier,
+           ~0u, dsv2::concat("wgmma that ", missing, " of the warpgroup's 4 warps did not run"));
+    warpgroup.order.clear();
+    for (Warp& warp : warps) warp.products_issued = end;
+    warpgroup.passed = end;
+  }
+}
+
+bool release_warpgroups(Machine& machine, std::span<Block* const> blocks) {
+  bool any = false;
+  for (Block* const block : blocks) {
+    for (Warp& warp : block->warps) {
+      for (Group& group : warp.others) {
+        if (group.wait != Wait::warpgroup) continue;
+        check_warpgroups(machine, *block);
+        group.wait = Wait::none;
+        finish_groups(warp, group.parity);
+        any = true;
+      }
     }
   }
+  return any;
 }
 
 void find_product_hazards(Program& program, const std::vector<RegisterUse>& uses,

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "gpusim/handlers.h"
@@ -53,6 +54,8 @@ bool begin_product(Warp& warp, const Instruction& in);
 void check_product_registers(Warp& warp, const Instruction& in, std::uint64_t lists);
 /// At a block's end: the warps of a warpgroup have all met the same products.
 void check_warpgroups(Machine& machine, Block& block);
+/// Nobody gets on: lets warps go that wait for others of their warpgroup, and says so. False where none do.
+bool release_warpgroups(Machine& machine, std::span<Block* const> blocks);
 
 /// Finds the instructions that may touch registers of a product under way, and products that no fence can precede.
 void find_product_hazards(Program& program, const std::vector<RegisterUse>& uses,
