@@ -313,6 +313,23 @@ void submit(Warp& warp, Block& block, Mbarrier& barrier, BulkCopy copy) {
   if (is_awaited(block, barrier)) perform_bulk_copies(block, barrier);
 }
 
+/// Calls `visit` with the ranges of shared memory that a store reads: of a tile, what lies within the tensor.
+template <class Visit>
+void for_source_ranges(const BulkStore& store, Visit visit) {
+  if (store.tile == nullptr) return visit(store.source, store.bytes);
+  visit_rows(*store.tile, [&](const TileRow& row) {
+    if (row.end <= row.first) return;
+    if (store.tile->map.swizzle == Swizzle::none) {
+      return visit(store.source + row.offset + row.first, row.end - row.first);
+    }
+    for_chunks(*store.tile, store.source, row, [&](std::uint32_t at, std::uint32_t offset) {
+      const std::uint32_t first = std::max(at, row.first);
+      const std::uint32_t end = std::min(at + 16, row.end);
+      if (first < end) visit(offset + first - at, end - first);
+    });
+  });
+}
+
 // ---- into shared memory
 
 struct Target {
@@ -402,7 +419,6 @@ void load_lane(Warp& warp, const Instruction& in, int lane) {
 void check_source(Warp& warp, const Instruction& in, int lane, std::uint32_t offset, std::uint32_t bytes) {
   check_shared_range(warp, in, *warp.block, offset, bytes, Access::read);
   if (tracks_warps(*warp.block)) check_proxy_fence(warp, in, 1u << lane, offset, bytes);
-  count_shared_range(*warp.machine, warp.machine->index_of(in), bytes);
 }
 
 /// cp.async.bulk, and cp.reduce.async.bulk, from the block's shared memory to that of a block of the cluster.
@@ -419,6 +435,7 @@ void shared_lane(Warp& warp, const Instruction& in, int lane) {
   const std::vector<Target> targets = targets_of(warp, in, lane, to, bytes);
   if (targets.empty()) return;
   check_source(warp, in, lane, from.offset, bytes);
+  count_shared_range(*warp.machine, warp.machine->index_of(in), bytes);
   submit_to(warp, in, targets,
             {.destination = to.offset,
              .bytes = bytes,
@@ -520,7 +537,6 @@ void load_tile_lane(Warp& warp, const Instruction& in, int lane) {
 
 void perform_store(Warp& warp, const BulkStore& store) {
   Machine& machine = *warp.machine;
-  const std::uint32_t bytes = store.tile != nullptr ? store.tile->shared_bytes() : store.bytes;
   if (store.tile != nullptr) {
     store_tile(machine, store, *warp.block);
   } else {
@@ -529,9 +545,11 @@ void perform_store(Warp& warp, const BulkStore& store) {
   }
   if (!machine.checks.async_copies || !tracks_warps(*warp.block)) return;
   // It has been reading up to now.
-  if (check_overwritten(warp, store.at, store.stamp, store.source, bytes)) return;
-  for_pieces(store.source, bytes, [&](Addresses& addresses, int width) {
-    check_shared_race(warp, machine.code[store.at], addresses, width, Access::read);
+  for_source_ranges(store, [&](std::uint32_t offset, std::uint32_t bytes) {
+    if (check_overwritten(warp, store.at, store.stamp, offset, bytes)) return;
+    for_pieces(offset, bytes, [&](Addresses& addresses, int width) {
+      check_shared_race(warp, machine.code[store.at], addresses, width, Access::read);
+    });
   });
 }
 
@@ -540,6 +558,14 @@ void submit_store(Warp& warp, const Instruction& in, int lane, BulkStore store) 
   store.group = warp.bulk_groups[static_cast<std::size_t>(lane)];
   store.at = warp.machine->index_of(in);
   store.reduction = static_cast<Reduction>(in.mode);
+  if (is_watched(*warp.machine)) {
+    std::uint32_t total = 0;
+    for_source_ranges(store, [&](std::uint32_t offset, std::uint32_t bytes) {
+      check_source(warp, in, lane, offset, bytes);
+      total += bytes;
+    });
+    count_shared_range(*warp.machine, store.at, total);
+  }
   if (tracks_warps(*warp.block)) {
     store.stamp = warp.block->stamp;
     order_block(*warp.block, true);
@@ -571,7 +597,6 @@ void store_lane(Warp& warp, const Instruction& in, int lane) {
       !observe_global_range(warp, in, lane, to, bytes, access_of(in))) {
     return;
   }
-  check_source(warp, in, lane, from.offset, bytes);
   submit_store(warp, in, lane,
                {.source = from.offset,
                 .bytes = bytes,
@@ -606,7 +631,6 @@ void store_tile_lane(Warp& warp, const Instruction& in, int lane) {
     if (!type) return misuse(warp, in, lane, "a reduction into a tensor of a type that has none");
     store.type = *type;
   }
-  check_source(warp, in, lane, from.offset, tile->shared_bytes());
   submit_store(warp, in, lane, std::move(store));
 }
 
@@ -685,8 +709,11 @@ void perform_bulk_copies(Block& block, Mbarrier& barrier) {
 void abandon_bulk_stores(Warp& warp, std::uint32_t mask) {
   std::erase_if(warp.bulk_stores, [&](const BulkStore& store) {
     if ((mask >> store.lane & 1u) == 0) return false;
-    report(warp, store.at, FindingKind::async_copy_not_waited, 1u << store.lane,
-           "the thread exits while a copy is still to read the block's shared memory");
+    FindingRecord* const found = record(warp, store.at, FindingKind::async_copy_not_waited, 1u << store.lane);
+    if (found != nullptr) {
+      found->message = "the thread exits while a copy may still be reading the block's shared memory";
+      found->warning = true;
+    }
     perform_store(warp, store);
     return true;
   });

@@ -9,7 +9,7 @@ namespace gpusim {
 /// Performs the copies under way to `block` that `barrier` is to be told of, in the order in which they were issued.
 void perform_bulk_copies(Block& block, Mbarrier& barrier);
 
-/// Lanes exit with stores under way: these are performed, with a complaint, as their shared memory goes.
+/// Lanes exit with stores under way: these are performed, with a warning, as their shared memory goes.
 void abandon_bulk_stores(Warp& warp, std::uint32_t mask);
 
 void register_bulk_copies(HandlerRegistry& registry);

@@ -191,6 +191,7 @@ void finish_groups(Warp& warp, std::uint32_t groups) {
       finish_reads(other, groups, other.index == warp.index);
       if (other.index != warp.index) warp.clocks[other.index] = std::max(warp.clocks[other.index], block.stamp);
     }
+    warp.ordered_stamp = block.stamp;  // and its own lanes know, too
     order_block(block, true);
   }
   std::erase_if(warp.products, [&](const WgmmaInFlight& product) { return product.group < groups; });
