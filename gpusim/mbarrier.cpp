@@ -49,17 +49,20 @@ std::string name_of(const Mbarrier& barrier) {
   return dsv2::concat("the mbarrier at offset ", barrier.offset - kSharedBase);
 }
 
-/// Whether the object may lie where `place` says; complains where not.
-bool check_place(Warp& warp, const Instruction& in, int lane, const SharedPlace& place) {
+/// An object that cannot lie where `place` says.
+void complain_of_place(Warp& warp, const Instruction& in, int lane, const SharedPlace& place, bool outside) {
   std::uint64_t offsets[kWarpLanes] = {};
   offsets[lane] = place.offset;
-  const std::uint32_t mask = 1u << lane;
-  if (place.block == nullptr || place.offset < kSharedBase || place.offset + kObjectBytes > place.block->shared_end) {
-    bad_shared_access(warp, in, mask, offsets, kObjectBytes, Access::atomic);
-    return false;
-  }
-  if (place.offset % kObjectBytes != 0) {
-    misaligned_access(warp, in, mask, offsets, kObjectBytes);
+  if (outside) return bad_shared_access(warp, in, 1u << lane, offsets, kObjectBytes, Access::atomic);
+  misaligned_access(warp, in, 1u << lane, offsets, kObjectBytes);
+}
+
+/// Whether the object may lie where `place` says; complains where not.
+bool check_place(Warp& warp, const Instruction& in, int lane, const SharedPlace& place) {
+  const bool outside =
+      place.block == nullptr || place.offset < kSharedBase || place.offset + kObjectBytes > place.block->shared_end;
+  if (outside || place.offset % kObjectBytes != 0) {
+    complain_of_place(warp, in, lane, place, outside);
     return false;
   }
   if (place.block->live == 0 && warp.machine->checks.barriers) {

@@ -121,7 +121,20 @@ bool meet_warpgroup(Warp& warp, const Instruction& in) {
   return true;
 }
 
+/// All of an operand that a warpgroup reads.
+bool is_surely_inside(const Block& block, std::uint64_t descriptor, bool transposed, std::uint32_t size) {
+  const Extent extent = extent_of(size, transposed);
+  const auto [first, end] = MatrixLayout(descriptor, transposed).bounds(extent.rows, extent.chunks);
+  return first >= kSharedBase && end <= block.shared_end;
+}
+
 bool are_inside(Warp& warp, const Instruction& in, std::uint64_t a, std::uint64_t b) {
+  const bool a_is_inside =
+      in.a < 0 || is_surely_inside(*warp.block, a, (in.mode & kWgmmaTransposeA) != 0, kWgmmaRows * kWarpgroupWarps);
+  if (a_is_inside &&
+      is_surely_inside(*warp.block, b, (in.mode & kWgmmaTransposeB) != 0, static_cast<std::uint32_t>(in.immediate))) {
+    return true;
+  }
   std::uint64_t wrong = 0;
   const std::uint64_t end = warp.block->shared_end;
   for_operands(warp, in, a, b, [&](const Addresses& addresses) {

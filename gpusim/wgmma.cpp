@@ -97,30 +97,35 @@ constexpr int kHalves = 2;    ///< of a warp's rows: r and r + 8
 constexpr int kQuads = 4;     ///< columns 2q + p of a core matrix, of the same p
 constexpr int kRowsEach = 8;  ///< of a half
 
-/// Rows `first` and up of an operand, `count` of them, as [row][k].
+/// Values of elements that lie side by side.
 template <class T>
-void read_rows(const std::byte* shared, const MatrixLayout& layout, bool transposed, std::uint32_t first, int count,
+void convert(const typename Element<T>::Packed* packed, int count, typename Element<T>::Value* out) {
+  for (int i = 0; i < count; ++i) out[i] = Element<T>::value(packed[i]);
+}
+
+/// Rows `first` and up of an operand, kCount of them, as [row][k].
+template <class T, int kCount>
+void read_rows(const std::byte* shared, const MatrixLayout& layout, bool transposed, std::uint32_t first,
                typename Element<T>::Value* out) {
   using Packed = typename Element<T>::Packed;
   constexpr int kEach = 16 / static_cast<int>(sizeof(Packed));
-  Packed packed[kEach];
-  if (transposed) {
-    for (int k = 0; k < kDepth<T>; ++k) {
-      for (int chunk = 0; chunk < count / kEach; ++chunk) {
-        const auto index = first / kEach + static_cast<std::uint32_t>(chunk);
-        std::memcpy(packed, shared + layout.chunk(static_cast<std::uint32_t>(k), index), sizeof packed);
-        for (int i = 0; i < kEach; ++i) out[(chunk * kEach + i) * kDepth<T> + k] = Element<T>::value(packed[i]);
-      }
+  constexpr int kTotal = kCount * kDepth<T>;
+  // As they lie: 16 bytes of each row and chunk; of a transposed matrix, of each k and chunk of rows.
+  alignas(64) std::byte bytes[kTotal * sizeof(Packed)];
+  const std::uint32_t outer = transposed ? kDepth<T> : kCount;
+  const std::uint32_t inner = transposed ? kCount / kEach : 2;
+  const std::uint32_t first_row = transposed ? 0 : first;
+  const std::uint32_t first_chunk = transposed ? first / kEach : 0;
+  for (std::uint32_t row = 0; row < outer; ++row) {
+    for (std::uint32_t chunk = 0; chunk < inner; ++chunk) {
+      std::memcpy(bytes + 16 * (row * inner + chunk), shared + layout.chunk(first_row + row, first_chunk + chunk), 16);
     }
-    return;
   }
-  for (int row = 0; row < count; ++row) {
-    for (int chunk = 0; chunk < 2; ++chunk) {
-      std::memcpy(packed,
-                  shared + layout.chunk(first + static_cast<std::uint32_t>(row), static_cast<std::uint32_t>(chunk)),
-                  sizeof packed);
-      for (int i = 0; i < kEach; ++i) out[row * kDepth<T> + chunk * kEach + i] = Element<T>::value(packed[i]);
-    }
+  if (!transposed) return convert<T>(reinterpret_cast<const Packed*>(bytes), kTotal, out);
+  alignas(64) typename Element<T>::Value values[kTotal];
+  convert<T>(reinterpret_cast<const Packed*>(bytes), kTotal, values);
+  for (int k = 0; k < kDepth<T>; ++k) {
+    for (int row = 0; row < kCount; ++row) out[row * kDepth<T> + k] = values[k * kCount + row];
   }
 }
 
@@ -151,17 +156,15 @@ void load_a(Warp& warp, const Instruction& in, SpreadA<V, kDepth<T>>& spread) {
     const bool transposed = (in.mode & kWgmmaTransposeA) != 0;
     const MatrixLayout layout(*lanes<std::uint64_t>(warp, in.a), transposed);
     const auto first = static_cast<std::uint32_t>(warp.index % kWarpgroupWarps * kWgmmaRows);
-    read_rows<T>(warp.block->shared.data(), layout, transposed, first, kWgmmaRows, rows);
+    read_rows<T, kWgmmaRows>(warp.block->shared.data(), layout, transposed, first, rows);
   } else {
     read_registers<T>(warp, warp.lists + in.list + in.elements, rows);
   }
   const bool negate = (in.mode & kWgmmaNegate) != 0;
   for (int k = 0; k < kDepth<T>; ++k) {
-    for (int h = 0; h < kHalves; ++h) {
-      for (int l = 0; l < kWarpLanes; ++l) {
-        const V value = rows[(l / kQuads + kRowsEach * h) * kDepth<T> + k];
-        spread[k][h][l] = negate ? -value : value;
-      }
+    for (int row = 0; row < kWgmmaRows; ++row) {
+      const V value = negate ? -rows[row * kDepth<T> + k] : rows[row * kDepth<T> + k];
+      for (int q = 0; q < kQuads; ++q) spread[k][row / kRowsEach][row % kRowsEach * kQuads + q] = value;
     }
   }
 }
@@ -173,7 +176,7 @@ using QuadsB = V[2][kK][kQuads];
 template <class T, class V>
 void load_b(const std::byte* shared, const MatrixLayout& layout, bool transposed, int j, QuadsB<V, kDepth<T>>& quads) {
   alignas(64) V rows[8 * kDepth<T>];
-  read_rows<T>(shared, layout, transposed, static_cast<std::uint32_t>(8 * j), 8, rows);
+  read_rows<T, 8>(shared, layout, transposed, static_cast<std::uint32_t>(8 * j), rows);
   for (int p = 0; p < 2; ++p) {
 #if defined(__SSE2__)
     if constexpr (std::is_same_v<V, float>) {

@@ -1,8 +1,10 @@
 // Matrix products of warpgroups (wgmma): where their operands lie in shared memory, and what of them is under way.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "gpusim/handlers.h"
@@ -34,6 +36,14 @@ class MatrixLayout {
     const std::uint32_t side_by_side = chunk & ((1u << chunk_bits_) - 1);
     const std::uint32_t at = start_ + first + side_by_side * 16 + (chunk >> chunk_bits_) * far_step_;
     return at ^ (((at >> 7) - base_offset_) & phases_) << 4;
+  }
+
+  /// No chunk of the first `rows` and `chunks` lies outside [first, second).
+  std::pair<std::uint32_t, std::uint32_t> bounds(std::uint32_t rows, std::uint32_t chunks) const {
+    const std::uint32_t side_by_side = std::min(chunks, 1u << chunk_bits_) - 1;
+    const std::uint32_t last = start_ + 7 * pitch_ + (rows - 1) / 8 * row_step_ + 16 * side_by_side +
+                               ((chunks - 1) >> chunk_bits_) * far_step_;
+    return {start_ & ~127u, (last | 127u) + 1};  // swizzles stay within 128 bytes
   }
 
  private:
