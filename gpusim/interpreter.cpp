@@ -113,12 +113,19 @@ bool release_warp_barriers(Warp& warp) {
   return released;
 }
 
+/// Lanes that others than their warp's will wake: those at warp-level syncs go on waiting for them.
+bool may_be_woken(const Warp& warp) {
+  return std::any_of(warp.others.begin(), warp.others.end(), [](const Group& group) {
+    return group.wait == Wait::mbarrier || group.wait == Wait::warpgroup || group.wait == Wait::cluster;
+  });
+}
+
 /// Chooses a group where none runs; false where all of them wait.
 bool pick(Warp& warp) {
   std::ptrdiff_t next = lowest(warp, Wait::none);
   if (next < 0) next = lowest(warp, Wait::turn);
   if (next < 0 && release_warp_barriers(warp)) next = lowest(warp, Wait::none);
-  if (next < 0) {
+  if (next < 0 && !may_be_woken(warp)) {
     // Only lanes at warp-level syncs are left: those they wait for have exited or stand at a barrier. The sync says so.
     next = lowest(warp, Wait::warp);
     warp.forced = next >= 0;
@@ -533,8 +540,10 @@ void run_warp(Machine& machine, Warp& warp) {
 bool can_run(const Warp& warp) {
   if (warp.live == 0) return false;
   if (warp.mask != 0) return true;
-  return std::any_of(warp.others.begin(), warp.others.end(),
-                     [](const Group& group) { return is_runnable(group) || group.wait == Wait::warp; });
+  const bool woken = may_be_woken(warp);
+  return std::any_of(warp.others.begin(), warp.others.end(), [woken](const Group& group) {
+    return is_runnable(group) || (group.wait == Wait::warp && !woken);
+  });
 }
 
 /// Nothing can run any more: says who waits where.

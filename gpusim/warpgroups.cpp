@@ -54,9 +54,10 @@ void for_chunks(const MatrixLayout& layout, Extent extent, std::uint32_t first_r
   flush();
 }
 
-/// The operands of `in` in shared memory: the warp's rows of A, and B.
+/// The operands of `in` in shared memory: the warp's rows of A, and B unless `a_alone`.
 template <class Visit>
-void for_operands(const Warp& warp, const Instruction& in, std::uint64_t a, std::uint64_t b, Visit visit) {
+void for_operands(const Warp& warp, const Instruction& in, std::uint64_t a, std::uint64_t b, Visit visit,
+                  bool a_alone = false) {
   const bool transposed_a = (in.mode & kWgmmaTransposeA) != 0;
   const bool transposed_b = (in.mode & kWgmmaTransposeB) != 0;
   if (in.a >= 0) {
@@ -65,6 +66,7 @@ void for_operands(const Warp& warp, const Instruction& in, std::uint64_t a, std:
     const std::uint32_t chunk = transposed_a ? rank * (kWgmmaRows / 8) : 0;
     for_chunks(MatrixLayout(a, transposed_a), extent_of(kWgmmaRows, transposed_a), row, chunk, visit);
   }
+  if (a_alone) return;
   const auto columns = static_cast<std::uint32_t>(in.immediate);
   for_chunks(MatrixLayout(b, transposed_b), extent_of(columns, transposed_b), 0, 0, visit);
 }
@@ -178,21 +180,23 @@ std::span<Warp> warps_of(const Warp& warp) {
   return std::span(all).subspan(first, std::min(kWarpgroupWarps, all.size() - first));
 }
 
-/// The products in the first `groups` groups have been reading their operands up to now. Where another warp has waited
-/// for them already (`waits`: this one does now), writes by this warp are still none that it may have done.
+/// The products in the first `groups` groups have been reading their operands up to now. `waits`: this warp waits for
+/// them, and stands for the others in what it notes of B. Where another has done so already, writes by this warp are
+/// still none that it may have done.
 void finish_reads(Warp& warp, std::uint32_t groups, bool waits) {
   for (WgmmaInFlight& product : warp.products) {
     if (product.group >= groups || (product.read && !waits)) continue;
     const bool again = std::exchange(product.read, true);
     const Instruction& in = warp.machine->code[product.at];
-    for_operands(warp, in, product.a, product.b, [&](const Addresses& addresses) {
+    const auto finish = [&](const Addresses& addresses) {
       bool overwritten = false;
       for_lanes(addresses.mask, [&](int lane) {
         overwritten |= check_overwritten(warp, product.at, product.stamp,
                                          static_cast<std::uint32_t>(addresses.at[lane]), kChunkBytes, again);
       });
       if (!overwritten && !again) check_shared_race(warp, in, addresses, kChunkBytes, Access::read);
-    });
+    };
+    for_operands(warp, in, product.a, product.b, finish, !waits);
   }
 }
 

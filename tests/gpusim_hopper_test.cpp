@@ -149,6 +149,12 @@ TEST_P(GpusimHopper, RingOfStages) {
                "ring_given_back");
 }
 
+TEST_P(GpusimHopper, AWarpWaitsForItsLaneThatWaits) {
+  int* const out = device_.fresh<int>(32);
+  expect_clean(device_.run("one_lane_waits", {1}, {64}, device_.put(std::vector<int>{1000}), out));
+  for (int lane = 0; lane < 32; ++lane) EXPECT_EQ(out[lane], 1000 + lane);
+}
+
 TEST_P(GpusimHopper, CountsStatesAndBytesOfMbarriers) {
   unsigned* const out = device_.fresh<unsigned>(7);
   expect_clean(device_.run("mbarrier_counts", {1}, {32}, out));
@@ -650,6 +656,38 @@ TEST_P(GpusimHopper, FaultsOfProducts) {
   };
   expect_fault(two_groups(1), FindingKind::async_copy_not_waited, "wgmma_waited_for_one");
   expect_clean(two_groups(0));
+}
+
+// ---- what is not modelled
+
+TEST(GpusimHopperRefusals, AreByName) {
+  const std::pair<const char*, const char*> kRefused[] = {
+      {"cp.async.bulk.tensor.3d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes [%r1], [%rd1, {%r2, %r2, "
+       "%r2}], "
+       "[%r1], {%rs1};",
+       "mode .im2col"},
+      {"cp.async.bulk.tensor.2d.shared::cta.global.tile::gather4.mbarrier::complete_tx::bytes [%r1], [%rd1, {%r2, %r2, "
+       "%r2, %r2, %r2}], [%r1];",
+       "mode .tile::gather4"},
+      {"wgmma.mma_async.sp.sync.aligned.m64n8k32.f32.bf16.bf16 {%f1, %f2, %f3, %f4}, %rd1, %rd2, %r2, 0, %p1, 1, 1, 0, "
+       "0;",
+       "form of wgmma"},
+      {"tensormap.replace.tile.global_address.shared::cta.b1024.b64 [%rd1], %rd2;", "tensormap.replace"},
+      {"tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32 [%r1], 32;", "tcgen05.alloc"},
+      {"multimem.red.relaxed.sys.global.add.u32 [%rd1], %r1;", "multimem.red"},
+  };
+  DeviceMemory memory(std::size_t{1} << 30, true);
+  for (const auto& [instruction, words] : kRefused) {
+    const std::string ptx = std::string(
+                                ".version 8.6\n.target sm_90a\n.address_size 64\n.visible .entry refused()\n{\n"
+                                ".reg .pred %p<4>; .reg .b16 %rs<4>; .reg .b32 %r<4>; .reg .b64 %rd<4>; .reg .f32 "
+                                "%f<8>;\n") +
+                            instruction + "\nret;\n}\n";
+    const auto module = Module::load(ptx, memory);
+    const auto& unsupported = module->kernel("refused")->unsupported;
+    ASSERT_EQ(unsupported.size(), 1u) << instruction;
+    EXPECT_NE(unsupported[0].find(words), std::string::npos) << unsupported[0];
+  }
 }
 
 // ---- whole kernels

@@ -113,6 +113,29 @@ __global__ void ring_given_back(const float* in, float* out, int rounds) {
   if (threadIdx.x < 32) out[lane] = sum;
 }
 
+/// One lane waits for the other warp; its warp waits for it, at a __syncwarp and in a shuffle.
+__global__ void one_lane_waits(const int* in, int* out) {
+  __shared__ alignas(8) std::uint64_t barrier;
+  __shared__ int value;
+  const int lane = threadIdx.x % 32;
+  if (threadIdx.x == 0) MBARRIER_INIT(barrier, 1);
+  __syncthreads();
+  if (threadIdx.x >= 32) {
+    if (lane == 7) {
+      value = in[0];
+      MBARRIER_ARRIVE(barrier);
+    }
+    return;
+  }
+  int found = 0;
+  if (lane == 5) {
+    MBARRIER_WAIT(barrier, 0);
+    found = value;
+  }
+  __syncwarp();
+  out[lane] = __shfl_sync(~0u, found, 5) + lane;
+}
+
 /// Counts, dropped arrivals, arrivals that must not complete, and what states tell.
 __global__ void mbarrier_counts(unsigned* out) {
   __shared__ alignas(8) std::uint64_t barrier;
