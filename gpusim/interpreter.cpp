@@ -244,11 +244,25 @@ void check_barrier(Warp& warp, const Instruction& in, int id, bool whole_block) 
   }
 }
 
+/// A barrier that takes whole warps waits for lanes that something else holds up, as the hardware's code lets them join
+/// first. True where the running group now waits for them at `in`.
+bool waits_for_lanes(Warp& warp, const Instruction& in) {
+  const bool whole = (in.flags & kUnaligned) != 0 || warp.exec == warp.live;
+  if (whole || warp.exec != warp.mask || warp.forced || !may_be_woken(warp)) {
+    warp.forced = false;
+    return false;
+  }
+  warp.pc = warp.machine->index_of(in);
+  park(warp, Wait::warp);
+  return true;
+}
+
 /// Arrival at a barrier; the kinds differ in what they wait for and what they get.
 enum class Arrival { sync, arrive, reduce };
 
 template <Arrival kArrival>
 void barrier(Warp& warp, const Instruction& in) {
+  if (waits_for_lanes(warp, in)) return;
   Machine& machine = *warp.machine;
   Block& block = *warp.block;
   const int lane = std::countr_zero(warp.exec);
@@ -315,6 +329,7 @@ void try_complete_cluster(Block* block) {
 }
 
 void cluster_arrive(Warp& warp, const Instruction& in) {
+  if (waits_for_lanes(warp, in)) return;
   if (warp.machine->checks.barriers) check_barrier(warp, in, -1, true);
   Block* const block = warp.block;
   ClusterBarrier& barrier = blocks_of_cluster(block)[0]->cluster_barrier;
@@ -544,6 +559,21 @@ bool can_run(const Warp& warp) {
   return std::any_of(warp.others.begin(), warp.others.end(), [woken](const Group& group) {
     return is_runnable(group) || (group.wait == Wait::warp && !woken);
   });
+}
+
+/// Lets lanes go that wait for others of their warp; false where there are none.
+bool force_warps(std::span<Block* const> blocks) {
+  bool any = false;
+  for (Block* const block : blocks) {
+    for (Warp& warp : block->warps) {
+      const std::ptrdiff_t next = lowest(warp, Wait::warp);
+      if (warp.mask != 0 || next < 0) continue;
+      warp.others[static_cast<std::size_t>(next)].wait = Wait::none;
+      warp.forced = true;
+      any = true;
+    }
+  }
+  return any;
 }
 
 /// Nothing can run any more: says who waits where.
@@ -880,7 +910,8 @@ void run_blocks(Machine& machine, std::span<Block* const> blocks) {
     rounds = machine.completions == completions ? rounds + 1 : 0;
     completions = machine.completions;
     if (release_warpgroups(machine, blocks)) continue;
-    if (rounds > kIdleRounds || !expire_waits(blocks)) return report_deadlock(machine, blocks);
+    if (rounds <= kIdleRounds && expire_waits(blocks)) continue;
+    if (!force_warps(blocks)) return report_deadlock(machine, blocks);
   }
   for (Block* const block : blocks) check_warpgroups(machine, *block);
   spend(machine, blocks[0]->warps[0]);  // short blocks never yield: their sum may still be over the budget

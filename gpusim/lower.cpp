@@ -1312,7 +1312,7 @@ class Lowering {
 
   void cluster_barrier() {
     const bool arrives = has("arrive");
-    start(arrives ? "cluster.arrive" : "cluster.wait", arrives ? Flow::straight : Flow::control);
+    start(arrives ? "cluster.arrive" : "cluster.wait", Flow::control);
     facts().kind = InstructionClass::barrier;
     if (!has("aligned")) now().flags |= kUnaligned;
   }
@@ -1814,8 +1814,9 @@ class Lowering {
       start(operation == "commit_group" ? "wgmma.commit"
             : operation == "wait_group" ? "wgmma.wait"
                                         : "wgmma.fence",
-            operation == "wait_group" ? Flow::control : Flow::straight);
+            operation == "wait_group" ? Flow::control : Flow::sync);
       facts().kind = InstructionClass::tensor;
+      now().e = full_mask();
       if (operand_count() > 0) now().immediate = static_cast<std::int64_t>(operand(0).bits);
       return;
     }
@@ -1828,7 +1829,8 @@ class Lowering {
       if (ptx::type_bytes(part) > 0) types.push_back(part);
     }
     if (types.size() != 3) refuse("types of wgmma");
-    start(dsv2::concat("wgmma.mma.", types[0], ".", types[1], ".", types[2]));
+    start(dsv2::concat("wgmma.mma.", types[0], ".", types[1], ".", types[2]), Flow::sync);
+    now().e = full_mask();
     const int depth = static_cast<int>(kWgmmaDepthBytes) / ptx::type_bytes(types[1]);
     if (size.m != 64 || size.k != depth || size.n % 8 != 0 || size.n < 8 || size.n > 256) refuse("shape of wgmma");
     note_tensor({.m = kWgmmaRows, .n = size.n, .k = size.k}, types[1]);

@@ -90,9 +90,8 @@ bool meet_warpgroup(Warp& warp, const Instruction& in) {
   Block& block = *warp.block;
   const std::uint32_t at = warp.machine->index_of(in);
   const bool checked = warp.machine->checks.barriers;
-  if (warp.exec != ~0u) {
-    report(warp, at, FindingKind::divergent_barrier, warp.exec,
-           dsv2::concat("wgmma reached by ", std::popcount(warp.exec), " of the warp's 32 threads"));
+  if (warp.exec != ~0u) {  // the gathering of lanes has told, where barriers are checked
+    if (!checked) abort_launch(warp, LaunchStatus::illegal_instruction);
     return false;
   }
   const std::size_t group = warp.index / kWarpgroupWarps;
@@ -219,7 +218,8 @@ bool have_closed(const Warp& warp, std::uint32_t groups) {
   return std::all_of(warps.begin(), warps.end(), [&](const Warp& other) { return other.product_groups >= groups; });
 }
 
-void commit(Warp& warp, const Instruction&) {
+void commit(Warp& warp, const Instruction& in) {
+  if (!lanes_gathered(warp, in)) return;
   if (tracks_warps(*warp.block) && !warp.products.empty()) {
     for (WgmmaInFlight& product : warp.products) {
       if (product.group == warp.product_groups) product.stamp = warp.block->stamp;
@@ -238,6 +238,7 @@ void commit(Warp& warp, const Instruction&) {
 
 /// Waits until the other warps have come as far, too: then the products are done.
 void wait_group(Warp& warp, const Instruction& in) {
+  if (!lanes_gathered(warp, in)) return;
   const auto keep = static_cast<std::uint32_t>(in.immediate);
   const std::uint32_t groups = warp.product_groups - std::min(keep, warp.product_groups);
   if (have_closed(warp, groups)) return finish_groups(warp, groups);
@@ -246,7 +247,7 @@ void wait_group(Warp& warp, const Instruction& in) {
       {.pc = warp.pc, .mask = warp.exec, .wait = Wait::warpgroup, .at = warp.machine->index_of(in), .parity = groups});
 }
 
-void fence(Warp&, const Instruction&) {}
+void fence(Warp& warp, const Instruction& in) { lanes_gathered(warp, in); }
 
 // ---- hazards, found before the program runs
 
@@ -443,6 +444,7 @@ MatrixLayout::MatrixLayout(std::uint64_t descriptor, bool transposed) {
 
 bool begin_product(Warp& warp, const Instruction& in) {
   Machine& machine = *warp.machine;
+  if (!lanes_gathered(warp, in)) return false;
   if (!meet_warpgroup(warp, in)) return false;
   const std::uint64_t a = descriptor_of(warp, in.a);
   const std::uint64_t b = descriptor_of(warp, in.b);

@@ -153,6 +153,9 @@ TEST_P(GpusimHopper, AWarpWaitsForItsLaneThatWaits) {
   int* const out = device_.fresh<int>(32);
   expect_clean(device_.run("one_lane_waits", {1}, {64}, device_.put(std::vector<int>{1000}), out));
   for (int lane = 0; lane < 32; ++lane) EXPECT_EQ(out[lane], 1000 + lane);
+  int* const all = device_.fresh<int>(64);
+  expect_clean(device_.run("one_lane_waits_before_barrier", {1}, {64}, device_.put(std::vector<int>{1000}), all));
+  EXPECT_EQ(get(all, 64), std::vector<int>(64, 1001));
 }
 
 TEST_P(GpusimHopper, CountsStatesAndBytesOfMbarriers) {

@@ -135,6 +135,23 @@ __global__ void one_lane_waits(const int* in, int* out) {
   __syncwarp();
   out[lane] = __shfl_sync(~0u, found, 5) + lane;
 }
+/// The same before a barrier of the block.
+__global__ void one_lane_waits_before_barrier(const int* in, int* out) {
+  __shared__ alignas(8) std::uint64_t barrier;
+  __shared__ int values[2];
+  if (threadIdx.x == 0) MBARRIER_INIT(barrier, 1);
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    MBARRIER_WAIT(barrier, 0);
+    values[1] = values[0] + 1;
+  }
+  if (threadIdx.x == 40) {
+    values[0] = in[0];
+    MBARRIER_ARRIVE(barrier);
+  }
+  __syncthreads();
+  out[threadIdx.x] = values[1];
+}
 
 /// Counts, dropped arrivals, arrivals that must not complete, and what states tell.
 __global__ void mbarrier_counts(unsigned* out) {
