@@ -37,31 +37,49 @@ if(NOT CMAKE_CXX_COMPILER_ID STREQUAL GNU)
   set(DSV2_NVCC_HOST_COMPILER "${DSV2_GXX}")
 endif()
 
-function(gpusim_program name)
-  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "ARCH;DEFINITIONS;OPTIONS;SOURCES")
+find_library(DSV2_CUDART cudart_static HINTS "${folder}/lib64" "${folder}/lib" "${folder}/targets/x86_64-linux/lib"
+                                       NO_DEFAULT_PATH)
+
+# cuda_objects(VARIABLE [ARCH 80] [SASS 90 ...] [DEFINITIONS ...] [OPTIONS ...] SOURCES ...): compiles them with nvcc and
+# puts the object files into VARIABLE. ARCH: PTX of these; SASS: machine code of these. OPTIONS go to nvcc.
+function(cuda_objects variable)
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "FOLDER" "ARCH;SASS;DEFINITIONS;OPTIONS;SOURCES")
   if(NOT DSV2_HAVE_CUDA)
-    message(FATAL_ERROR "gpusim_program(${name}): there is no nvcc; ask DSV2_HAVE_CUDA first")
+    message(FATAL_ERROR "cuda_objects(${variable}): there is no nvcc; ask DSV2_HAVE_CUDA first")
   endif()
   if(NOT arg_ARCH)
     set(arg_ARCH 80)
   endif()
+  if(NOT arg_FOLDER)
+    set(arg_FOLDER ${variable})
+  endif()
   set(flags -std=c++20 -O2 -lineinfo -cudart none -ccbin "${DSV2_NVCC_HOST_COMPILER}" -Xcompiler=-fPIC)
   foreach(arch IN LISTS arg_ARCH)
     list(APPEND flags -gencode arch=compute_${arch},code=compute_${arch})
+  endforeach()
+  foreach(arch IN LISTS arg_SASS)
+    list(APPEND flags -gencode arch=compute_${arch},code=sm_${arch})
   endforeach()
   list(TRANSFORM arg_DEFINITIONS PREPEND -D)
   set(objects)
   foreach(source IN LISTS arg_SOURCES)
     cmake_path(ABSOLUTE_PATH source BASE_DIRECTORY "${CMAKE_CURRENT_SOURCE_DIR}")
     cmake_path(GET source FILENAME file)
-    set(object "${CMAKE_CURRENT_BINARY_DIR}/${name}.dir/${file}.o")
+    set(object "${CMAKE_CURRENT_BINARY_DIR}/${arg_FOLDER}.dir/${file}.o")
     add_custom_command(OUTPUT "${object}" DEPENDS "${source}" DEPFILE "${object}.d" VERBATIM
-      COMMAND "${CMAKE_COMMAND}" -E make_directory "${CMAKE_CURRENT_BINARY_DIR}/${name}.dir"
+      COMMAND "${CMAKE_COMMAND}" -E make_directory "${CMAKE_CURRENT_BINARY_DIR}/${arg_FOLDER}.dir"
       COMMAND "${DSV2_NVCC}" ${flags} ${arg_DEFINITIONS} ${arg_OPTIONS} "-I${PROJECT_SOURCE_DIR}"
               -MD -MF "${object}.d" -c "${source}" -o "${object}"
-      COMMENT "nvcc ${file} for ${name}")
+      COMMENT "nvcc ${file} for ${arg_FOLDER}")
     list(APPEND objects "${object}")
   endforeach()
+  set(${variable} ${objects} PARENT_SCOPE)
+endfunction()
+
+function(gpusim_program name)
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "ARCH;DEFINITIONS;OPTIONS;SOURCES")
+  cuda_objects(objects FOLDER ${name} ARCH ${arg_ARCH} DEFINITIONS ${arg_DEFINITIONS} OPTIONS ${arg_OPTIONS}
+               SOURCES ${arg_SOURCES})
   add_executable(${name} ${objects})
   set_target_properties(${name} PROPERTIES LINKER_LANGUAGE CXX)
   target_link_libraries(${name} PRIVATE dsv2_gpusim_runtime)

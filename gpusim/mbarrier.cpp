@@ -107,9 +107,9 @@ void acquire(Warp& warp, const Mbarrier& barrier) {
 void write_predicate(Warp& warp, std::int32_t slot, std::uint32_t mask, bool value) {
   if (slot < 0) return;
   std::uint32_t old = 0;
-  std::memcpy(&old, warp.base[0] + slot, sizeof old);
+  std::memcpy(&old, warp.base + slot, sizeof old);
   old = (old & ~mask) | (value ? mask : 0);
-  std::memcpy(warp.base[0] + slot, &old, sizeof old);
+  std::memcpy(warp.base + slot, &old, sizeof old);
 }
 
 /// Goes on to the next phase where this one waits for nothing more.
@@ -159,7 +159,7 @@ bool count_arrivals(Warp& warp, const Instruction& in, int lane, Block& block, M
 }
 
 void write_state(Warp& warp, const Instruction& in, int lane, std::uint64_t state) {
-  if (in.d >= 0) std::memcpy(warp.base[0] + in.d + 8 * lane, &state, sizeof state);
+  if (in.d >= 0) std::memcpy(warp.base + in.d + 8 * lane, &state, sizeof state);
 }
 
 // ---- the instructions
@@ -294,7 +294,7 @@ void wait(Warp& warp, const Instruction& in) {
 void pending_count(Warp& warp, const Instruction& in) {
   for_lanes(warp.exec, [&](int lane) {
     const auto count = static_cast<std::uint32_t>(read_slot(warp, in.a, lane, 8)) & kMostMbarrierCount;
-    std::memcpy(warp.base[0] + in.d + 4 * lane, &count, sizeof count);
+    std::memcpy(warp.base + in.d + 4 * lane, &count, sizeof count);
   });
 }
 
@@ -307,7 +307,7 @@ void block_rank(Warp& warp, const Instruction& in) {
     if (rank == 0)
       rank = static_cast<std::uint32_t>(std::find(cluster.begin(), cluster.end(), warp.block) - cluster.begin()) + 1;
     rank = cluster.empty() ? 0 : rank - 1;
-    std::memcpy(warp.base[0] + in.d + 4 * lane, &rank, sizeof rank);
+    std::memcpy(warp.base + in.d + 4 * lane, &rank, sizeof rank);
   });
 }
 
@@ -315,7 +315,7 @@ void block_rank(Warp& warp, const Instruction& in) {
 
 std::uint64_t read_slot(const Warp& warp, std::int32_t slot, int lane, int bytes) {
   std::uint64_t value = 0;
-  std::memcpy(&value, warp.base[slot & 1] + (slot & ~1) + bytes * lane, static_cast<std::size_t>(bytes));
+  std::memcpy(&value, warp.base + slot + bytes * lane, static_cast<std::size_t>(bytes));
   return value;
 }
 
