@@ -1,5 +1,5 @@
-// Kernels of compute_90a: correct ones, whose results and counts are compared with plain C++, and ones with a fault each
-// on the line that ends in "FAULT <name>".
+// Kernels of compute_90a: correct ones, whose results and counts are compared with plain C++, and ones with a fault
+// each on the line that ends in "FAULT <name>".
 #include "hopper.h"
 
 namespace {
@@ -17,7 +17,7 @@ __device__ std::uint32_t in_block(const void* pointer, unsigned rank) {
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(pointer)), "r"(rank));
   return address;
 }
-#define CLUSTER_SYNC()                                               \
+#define CLUSTER_SYNC()                                                  \
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); \
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory")
 
@@ -419,22 +419,22 @@ __global__ void tile_dump_2d(const __grid_constant__ TensorMapBytes map, unsigne
   MBARRIER_WAIT(barrier, 0);
   for (int i = threadIdx.x; i < bytes; i += blockDim.x) out[i] = tile[i];
 }
-#define TILE_DUMP(n, coordinates, ...)                                                                            \
-  __global__ void tile_dump_##n##d(const TensorMapBytes* map, unsigned char* out, const int* at, int bytes) {     \
-    extern __shared__ __align__(1024) unsigned char tile[];                                                       \
-    __shared__ alignas(8) std::uint64_t barrier;                                                                  \
-    if (threadIdx.x == 0) {                                                                                       \
-      MBARRIER_INIT(barrier, 1);                                                                                  \
-      MBARRIER_ARRIVE_EXPECT(barrier, bytes);                                                                     \
-      asm volatile("cp.async.bulk.tensor." #n                                                                     \
-                   "d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {" coordinates "}], [%2];" \
-                   ::"r"(shared_address(tile)),                                                                   \
-                   "l"(map), "r"(shared_address(&barrier)), __VA_ARGS__                                           \
-                   : "memory");                                                                                   \
-    }                                                                                                             \
-    __syncthreads();                                                                                              \
-    MBARRIER_WAIT(barrier, 0);                                                                                    \
-    for (int i = threadIdx.x; i < bytes; i += blockDim.x) out[i] = tile[i];                                       \
+#define TILE_DUMP(n, coordinates, ...)                                                                        \
+  __global__ void tile_dump_##n##d(const TensorMapBytes* map, unsigned char* out, const int* at, int bytes) { \
+    extern __shared__ __align__(1024) unsigned char tile[];                                                   \
+    __shared__ alignas(8) std::uint64_t barrier;                                                              \
+    if (threadIdx.x == 0) {                                                                                   \
+      MBARRIER_INIT(barrier, 1);                                                                              \
+      MBARRIER_ARRIVE_EXPECT(barrier, bytes);                                                                 \
+      asm volatile("cp.async.bulk.tensor." #n                                                                 \
+                   "d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {" coordinates      \
+                   "}], [%2];" ::"r"(shared_address(tile)),                                                   \
+                   "l"(map), "r"(shared_address(&barrier)), __VA_ARGS__                                       \
+                   : "memory");                                                                               \
+    }                                                                                                         \
+    __syncthreads();                                                                                          \
+    MBARRIER_WAIT(barrier, 0);                                                                                \
+    for (int i = threadIdx.x; i < bytes; i += blockDim.x) out[i] = tile[i];                                   \
   }
 TILE_DUMP(1, "%3", "r"(at[0]))
 TILE_DUMP(3, "%3, %4, %5", "r"(at[0]), "r"(at[1]), "r"(at[2]))
@@ -452,9 +452,10 @@ __global__ void tile_move(const __grid_constant__ TensorMapBytes from, const __g
   TENSOR_LOAD_2D(tile, from, x, y, barrier);
   MBARRIER_WAIT(barrier, 0);
   if (adds != 0) {
-    asm volatile("cp.reduce.async.bulk.tensor.2d.global.shared::cta.add.tile.bulk_group [%0, {%1, %2}], [%3];" ::"l"(&to),
-                 "r"(to_x), "r"(to_y), "r"(shared_address(tile))
-                 : "memory");
+    asm volatile(
+        "cp.reduce.async.bulk.tensor.2d.global.shared::cta.add.tile.bulk_group [%0, {%1, %2}], [%3];" ::"l"(&to),
+        "r"(to_x), "r"(to_y), "r"(shared_address(tile))
+        : "memory");
   } else {
     TENSOR_STORE_2D(to, to_x, to_y, tile);
   }
@@ -482,25 +483,25 @@ __global__ void tile_no_map(const __grid_constant__ TensorMapBytes map, int* out
 
 // ---- products of warpgroups
 
-#define LOAD_IMAGE()                                                                          \
-  extern __shared__ __align__(1024) uint4 shared[];                                           \
-  for (int i = threadIdx.x; i < chunks; i += blockDim.x) shared[i] = image[i];                \
-  FENCE_PROXY_ASYNC();                                                                        \
-  __syncthreads();                                                                            \
-  a += shared_address(shared) >> 4;                                                           \
+#define LOAD_IMAGE()                                                           \
+  extern __shared__ __align__(1024) uint4 shared[];                            \
+  for (int i = threadIdx.x; i < chunks; i += blockDim.x) shared[i] = image[i]; \
+  FENCE_PROXY_ASYNC();                                                         \
+  __syncthreads();                                                             \
+  a += shared_address(shared) >> 4;                                            \
   b += shared_address(shared) >> 4
 
 /// D (+)= A B of an image of shared memory, by descriptors that count from its begin; N is 64.
-#define WGMMA_BF16(name, transpose_a, transpose_b)                                                                   \
-  __global__ void name(const uint4* image, int chunks, std::uint64_t a, std::uint64_t b, int adds, float* out) {     \
-    LOAD_IMAGE();                                                                                                    \
-    float d[32];                                                                                                     \
-    for (int i = 0; i < 32; ++i) d[i] = out[threadIdx.x * 32 + i];                                                   \
-    WGMMA_FENCE();                                                                                                   \
-    WGMMA_N64(d, a, b, adds, transpose_a, transpose_b);                                                              \
-    WGMMA_COMMIT();                                                                                                  \
-    WGMMA_WAIT(0);                                                                                                   \
-    for (int i = 0; i < 32; ++i) out[threadIdx.x * 32 + i] = d[i];                                                   \
+#define WGMMA_BF16(name, transpose_a, transpose_b)                                                               \
+  __global__ void name(const uint4* image, int chunks, std::uint64_t a, std::uint64_t b, int adds, float* out) { \
+    LOAD_IMAGE();                                                                                                \
+    float d[32];                                                                                                 \
+    for (int i = 0; i < 32; ++i) d[i] = out[threadIdx.x * 32 + i];                                               \
+    WGMMA_FENCE();                                                                                               \
+    WGMMA_N64(d, a, b, adds, transpose_a, transpose_b);                                                          \
+    WGMMA_COMMIT();                                                                                              \
+    WGMMA_WAIT(0);                                                                                               \
+    for (int i = 0; i < 32; ++i) out[threadIdx.x * 32 + i] = d[i];                                               \
   }
 WGMMA_BF16(wgmma_bf16, 0, 0)
 WGMMA_BF16(wgmma_bf16_ta, 1, 0)
@@ -523,19 +524,19 @@ __global__ void wgmma_registers(const uint4* image, int chunks, std::uint64_t a,
 }
 
 /// N is 8: 4 results a thread. `tail`: what follows scale-d.
-#define WGMMA_SMALL(name, T, constraint, type, tail)                                                                  \
-  __global__ void name(const uint4* image, int chunks, std::uint64_t a, std::uint64_t b, int adds, T* out) {          \
-    LOAD_IMAGE();                                                                                                     \
-    T d[4];                                                                                                           \
-    for (int i = 0; i < 4; ++i) d[i] = out[threadIdx.x * 4 + i];                                                      \
-    WGMMA_FENCE();                                                                                                    \
-    asm volatile("{\n .reg .pred p;\n setp.ne.b32 p, %6, 0;\n wgmma.mma_async.sync.aligned.m64n8" type                \
-                 " {%0,%1,%2,%3}, %4, %5, p" tail ";\n}"                                                               \
-                 : constraint(d[0]), constraint(d[1]), constraint(d[2]), constraint(d[3])                              \
-                 : "l"(a), "l"(b), "r"(adds));                                                                        \
-    WGMMA_COMMIT();                                                                                                   \
-    WGMMA_WAIT(0);                                                                                                    \
-    for (int i = 0; i < 4; ++i) out[threadIdx.x * 4 + i] = d[i];                                                      \
+#define WGMMA_SMALL(name, T, constraint, type, tail)                                                         \
+  __global__ void name(const uint4* image, int chunks, std::uint64_t a, std::uint64_t b, int adds, T* out) { \
+    LOAD_IMAGE();                                                                                            \
+    T d[4];                                                                                                  \
+    for (int i = 0; i < 4; ++i) d[i] = out[threadIdx.x * 4 + i];                                             \
+    WGMMA_FENCE();                                                                                           \
+    asm volatile("{\n .reg .pred p;\n setp.ne.b32 p, %6, 0;\n wgmma.mma_async.sync.aligned.m64n8" type       \
+                 " {%0,%1,%2,%3}, %4, %5, p" tail ";\n}"                                                     \
+                 : constraint(d[0]), constraint(d[1]), constraint(d[2]), constraint(d[3])                    \
+                 : "l"(a), "l"(b), "r"(adds));                                                               \
+    WGMMA_COMMIT();                                                                                          \
+    WGMMA_WAIT(0);                                                                                           \
+    for (int i = 0; i < 4; ++i) out[threadIdx.x * 4 + i] = d[i];                                             \
   }
 WGMMA_SMALL(wgmma_f16, float, "+f", "k16.f32.f16.f16", ", 1, 1, 0, 0")
 WGMMA_SMALL(wgmma_f16_negated, float, "+f", "k16.f32.f16.f16", ", -1, 1, 0, 0")
@@ -651,8 +652,8 @@ __global__ void wgmma_operands_overwritten(const uint4* image, int chunks, std::
 
 // ---- whole kernels
 
-/// C = A B^T: A is m x k, B n x k, both bf16 and swizzled by 128 bytes; C f32. Blocks have a tile of 64 x 128 each. Of two
-/// warpgroups the second loads, with one thread, the first multiplies; kStages tiles of 64 along k are under way.
+/// C = A B^T: A is m x k, B n x k, both bf16 and swizzled by 128 bytes; C f32. Blocks have a tile of 64 x 128 each. Of
+/// two warpgroups the second loads, with one thread, the first multiplies; kStages tiles of 64 along k are under way.
 /// `fault`: 1: a stage is given back before the product is done with it; 2: the loader does not wait for that.
 struct GemmShared {
   alignas(1024) __nv_bfloat16 a[kStages][kTileM * kTileK];
@@ -660,9 +661,9 @@ struct GemmShared {
   std::uint64_t full[kStages];
   std::uint64_t empty[kStages];
 };
-__global__ void __launch_bounds__(256) gemm_ring(const __grid_constant__ TensorMapBytes a_map,
-                                                 const __grid_constant__ TensorMapBytes b_map, float* c, int n, int k,
-                                                 int fault) {
+__global__ void __launch_bounds__(256)
+    gemm_ring(const __grid_constant__ TensorMapBytes a_map, const __grid_constant__ TensorMapBytes b_map, float* c,
+              int n, int k, int fault) {
   extern __shared__ __align__(1024) unsigned char memory[];
   GemmShared& shared = *reinterpret_cast<GemmShared*>(memory);
   const int thread = threadIdx.x % 128;
@@ -696,7 +697,8 @@ __global__ void __launch_bounds__(256) gemm_ring(const __grid_constant__ TensorM
     WGMMA_FENCE();
 #pragma unroll
     for (int i = 0; i < kTileK / 16; ++i) {
-      WGMMA_N128(d, descriptor(shared.a[s] + 16 * i, 16, 1024, 1), descriptor(shared.b[s] + 16 * i, 16, 1024, 1), 1, 0, 0);
+      WGMMA_N128(d, descriptor(shared.a[s] + 16 * i, 16, 1024, 1), descriptor(shared.b[s] + 16 * i, 16, 1024, 1), 1, 0,
+                 0);
     }
     WGMMA_COMMIT();
     if (fault == 1 && thread % 32 == 0) MBARRIER_ARRIVE(shared.empty[s]);
@@ -708,8 +710,9 @@ __global__ void __launch_bounds__(256) gemm_ring(const __grid_constant__ TensorM
   for (int i = 0; i < 64; ++i) c[(row + i / 2 % 2 * 8) * n + column + i / 4 * 8 + i % 2] = d[i];
 }
 
-/// Attention of one head and 64 queries a block, 64 wide: Q, K, V are bf16 [heads][tokens][64]; out f32. The first warp of
-/// the second warpgroup loads K and V by turns, the first warpgroup multiplies and keeps the running maxima and sums.
+/// Attention of one head and 64 queries a block, 64 wide: Q, K, V are bf16 [heads][tokens][64]; out f32. The first warp
+/// of the second warpgroup loads K and V by turns, the first warpgroup multiplies and keeps the running maxima and
+/// sums.
 struct AttentionShared {
   alignas(1024) __nv_bfloat16 q[64 * 64];
   alignas(1024) __nv_bfloat16 k[kStages][64 * 64];
@@ -718,10 +721,9 @@ struct AttentionShared {
   std::uint64_t full[kStages];
   std::uint64_t empty[kStages];
 };
-__global__ void __launch_bounds__(256) attention(const __grid_constant__ TensorMapBytes q_map,
-                                                 const __grid_constant__ TensorMapBytes k_map,
-                                                 const __grid_constant__ TensorMapBytes v_map, float* out, int queries,
-                                                 int keys, float scale) {
+__global__ void __launch_bounds__(256)
+    attention(const __grid_constant__ TensorMapBytes q_map, const __grid_constant__ TensorMapBytes k_map,
+              const __grid_constant__ TensorMapBytes v_map, float* out, int queries, int keys, float scale) {
   extern __shared__ __align__(1024) unsigned char memory[];
   AttentionShared& shared = *reinterpret_cast<AttentionShared*>(memory);
   const int thread = threadIdx.x % 128;
@@ -763,8 +765,8 @@ __global__ void __launch_bounds__(256) attention(const __grid_constant__ TensorM
     WGMMA_FENCE();
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      WGMMA_N64(s, descriptor(shared.q + 16 * i, 16, 1024, 1), descriptor(shared.k[stage] + 16 * i, 16, 1024, 1), i != 0, 0,
-                0);
+      WGMMA_N64(s, descriptor(shared.q + 16 * i, 16, 1024, 1), descriptor(shared.k[stage] + 16 * i, 16, 1024, 1),
+                i != 0, 0, 0);
     }
     WGMMA_COMMIT();
     WGMMA_WAIT(0);
@@ -823,8 +825,8 @@ __global__ void __launch_bounds__(256) attention(const __grid_constant__ TensorM
 // ---- clusters of two blocks
 
 /// One block loads a tile for both; each dumps its own.
-__global__ void __cluster_dims__(2) cluster_multicast(const __grid_constant__ TensorMapBytes map, unsigned char* out,
-                                                      int bytes) {
+__global__ void __cluster_dims__(2)
+    cluster_multicast(const __grid_constant__ TensorMapBytes map, unsigned char* out, int bytes) {
   extern __shared__ __align__(1024) unsigned char tile[];
   __shared__ alignas(8) std::uint64_t barrier;
   const unsigned rank = rank_in_cluster();
