@@ -115,6 +115,7 @@ void postpone(Warp& warp, PendingCopy copy) {
     for_lanes(left, [&](int lane) {
       copy.mask |= static_cast<std::uint32_t>(warp.copy_groups[static_cast<std::size_t>(lane)] == copy.group) << lane;
     });
+    copy.sequence = ++warp.copies_issued;
     warp.copies.push_back(copy);
   }
 }
@@ -165,6 +166,7 @@ void postpone_copy(Warp& warp, std::uint32_t mask, int bytes, const std::uint32_
   copy.group = warp.copy_groups[static_cast<std::size_t>(std::countr_zero(mask))];
   copy.bytes = static_cast<std::uint8_t>(bytes);
   copy.whole = true;
+  copy.sequence = ++warp.copies_issued;
   std::memcpy(copy.source.data(), from, sizeof copy.source);
   std::memcpy(copy.destination.data(), to, sizeof copy.destination);
 }
@@ -181,6 +183,15 @@ void finish_copies(Warp& warp, std::uint32_t mask, std::uint32_t keep, bool comm
     }
     perform(warp, copy, due);
     copy.mask &= ~due;
+    return copy.mask == 0;
+  });
+}
+
+void finish_copies_until(Warp& warp, std::uint32_t mask, std::uint32_t sequence) {
+  std::erase_if(warp.copies, [&](PendingCopy& copy) {
+    if (copy.sequence > sequence) return false;
+    perform(warp, copy, copy.mask & mask);
+    copy.mask &= ~mask;
     return copy.mask == 0;
   });
 }

@@ -7,12 +7,27 @@
 namespace gpusim {
 namespace {
 
-constexpr std::array<std::string_view, static_cast<std::size_t>(FindingKind::invalid_argument) + 1> kNames = {
-    "out-of-bounds",      "use-after-free",        "misaligned",  "uninitialised",
-    "shared-race",        "shared-race-in-warp",   "global-race", "stream-race",
-    "divergent-barrier",  "async-copy-not-waited", "bad-shuffle", "deadlock",
-    "instruction-budget", "unsupported",           "trap",        "leak",
+constexpr std::array<std::string_view, static_cast<std::size_t>(FindingKind::missing_fence) + 1> kNames = {
+    "out-of-bounds",
+    "use-after-free",
+    "misaligned",
+    "uninitialised",
+    "shared-race",
+    "shared-race-in-warp",
+    "global-race",
+    "stream-race",
+    "divergent-barrier",
+    "async-copy-not-waited",
+    "bad-shuffle",
+    "deadlock",
+    "instruction-budget",
+    "unsupported",
+    "trap",
+    "leak",
     "invalid-argument",
+    "mbarrier-misuse",
+    "bulk-copy-misuse",
+    "missing-fence",
 };
 
 std::ostream& operator<<(std::ostream& out, const Dim3& at) {

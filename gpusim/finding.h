@@ -26,6 +26,9 @@ enum class FindingKind : std::uint8_t {
   trap,                ///< trap, failed assert
   leak,
   invalid_argument,  ///< a runtime call refused, with what would help
+  mbarrier_misuse,   ///< not initialised, initialised twice, more arrivals or bytes than a phase can take
+  bulk_copy_misuse,  ///< size, alignment or tensor map of a bulk copy
+  missing_fence,     ///< fence.proxy.async or wgmma.fence
 };
 /// "out-of-bounds", ...: as reports spell it.
 std::string_view name_of(FindingKind kind);

@@ -24,6 +24,7 @@ void register_conversions(HandlerRegistry& registry);
 void register_memory(HandlerRegistry& registry);
 void register_warp_operations(HandlerRegistry& registry);
 void register_tensor(HandlerRegistry& registry);
+void register_wgmma(HandlerRegistry& registry);
 
 }  // namespace gpusim::DSV2_ISA
 #endif

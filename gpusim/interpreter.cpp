@@ -7,8 +7,11 @@
 #include <cstring>
 #include <span>
 
+#include "gpusim/bulk_copy.h"
+#include "gpusim/mbarrier.h"
 #include "gpusim/race.h"
 #include "gpusim/system_calls.h"
+#include "gpusim/wgmma.h"
 #include "model/error.h"
 
 namespace gpusim {
@@ -18,6 +21,8 @@ constexpr std::uint32_t kNoStop = 0xffffffffu;
 /// Backward branches that a warp takes in one go: enough that switching costs nothing, few enough that lanes, warps
 /// and blocks that wait for each other by spinning get on.
 constexpr int kPatience = 20000;
+/// Rounds in which all waits at mbarriers time out without effect, before that is called a deadlock.
+constexpr int kIdleRounds = 4;
 
 std::uint32_t popcount(std::uint32_t mask) { return static_cast<std::uint32_t>(std::popcount(mask)); }
 
@@ -56,7 +61,8 @@ void update_stop(Warp& warp) {
 void merge(Warp& warp) {
   std::uint32_t mask = warp.mask;
   std::erase_if(warp.others, [&](const Group& group) {
-    if (group.pc != warp.pc || group.wait == Wait::barrier || group.wait == Wait::cluster) return false;
+    const bool meets = group.wait == Wait::none || group.wait == Wait::warp || group.wait == Wait::turn;
+    if (group.pc != warp.pc || !meets) return false;
     mask |= group.mask;
     return true;
   });
@@ -107,6 +113,13 @@ bool release_warp_barriers(Warp& warp) {
   return released;
 }
 
+/// Lanes that others than their warp's will wake: those at warp-level syncs go on waiting for them.
+bool may_be_woken(const Warp& warp) {
+  return std::any_of(warp.others.begin(), warp.others.end(), [](const Group& group) {
+    return group.wait == Wait::mbarrier || group.wait == Wait::warpgroup || group.wait == Wait::cluster;
+  });
+}
+
 /// Chooses a group where none runs; false where all of them wait.
 bool pick(Warp& warp) {
   if (warp.others.size() == 1 && warp.others[0].wait == Wait::none) {
@@ -116,7 +129,7 @@ bool pick(Warp& warp) {
   std::ptrdiff_t next = lowest(warp, Wait::none);
   if (next < 0) next = lowest(warp, Wait::turn);
   if (next < 0 && release_warp_barriers(warp)) next = lowest(warp, Wait::none);
-  if (next < 0) {
+  if (next < 0 && !may_be_woken(warp)) {
     // Only lanes at warp-level syncs are left: those they wait for have exited or stand at a barrier. The sync says so.
     next = lowest(warp, Wait::warp);
     warp.forced = next >= 0;
@@ -167,7 +180,9 @@ void join_clocks(Machine& machine, Block& block, Barrier& barrier, int id) {
     for (Warp& warp : block.warps) {
       const bool takes_part =
           std::any_of(warp.others.begin(), warp.others.end(), [id](const Group& group) { return waits_at(group, id); });
-      if (takes_part) warp.clocks = joined;
+      if (!takes_part) continue;
+      warp.clocks = joined;
+      warp.ordered_stamp = block.stamp;
     }
   }
   order_block(block, machine.program->named_barriers);
@@ -206,6 +221,7 @@ void try_complete(Machine& machine, Block& block, int id) {
   }
   barrier = Barrier{};
   ++machine.barriers;
+  ++machine.completions;
 }
 
 void check_barrier(Warp& warp, const Instruction& in, int id, bool whole_block) {
@@ -312,6 +328,7 @@ void try_complete_cluster(Block* block) {
   if (barrier.arrived == 0 || barrier.arrived < live) return;
   barrier.arrived = 0;
   ++barrier.phase;
+  ++blocks[0]->warps[0].machine->completions;
   for (Block* const member : blocks) {
     for (Warp& warp : member->warps) {
       for (Group& group : warp.others) {
@@ -322,6 +339,7 @@ void try_complete_cluster(Block* block) {
 }
 
 void cluster_arrive(Warp& warp, const Instruction& in) {
+  if (waits_for_stragglers(warp, in)) return;
   if (warp.machine->checks.barriers) check_barrier(warp, in, -1, true);
   Block* const block = warp.block;
   ClusterBarrier& barrier = blocks_of_cluster(block)[0]->cluster_barrier;
@@ -415,6 +433,8 @@ void indexed_branch(Warp& warp, const Instruction& in) {
 void exit_lanes(Warp& warp, std::uint32_t mask) {
   Block& block = *warp.block;
   finish_copies(warp, mask, 0, false);
+  if (!warp.bulk_stores.empty()) abandon_bulk_stores(warp, mask);
+  ++warp.machine->completions;
   warp.live &= ~mask;
   block.live -= popcount(mask);
   set_mask(warp, warp.mask & ~mask);
@@ -544,8 +564,25 @@ void run_warp(Machine& machine, Warp& warp) {
 bool can_run(const Warp& warp) {
   if (warp.live == 0) return false;
   if (warp.mask != 0) return true;
-  return std::any_of(warp.others.begin(), warp.others.end(),
-                     [](const Group& group) { return is_runnable(group) || group.wait == Wait::warp; });
+  const bool woken = may_be_woken(warp);
+  return std::any_of(warp.others.begin(), warp.others.end(), [woken](const Group& group) {
+    return is_runnable(group) || (group.wait == Wait::warp && !woken);
+  });
+}
+
+/// Lets lanes go that wait for others of their warp; false where there are none.
+bool force_warps(std::span<Block* const> blocks) {
+  bool any = false;
+  for (Block* const block : blocks) {
+    for (Warp& warp : block->warps) {
+      const std::ptrdiff_t next = lowest(warp, Wait::warp);
+      if (warp.mask != 0 || next < 0) continue;
+      warp.others[static_cast<std::size_t>(next)].wait = Wait::none;
+      warp.forced = true;
+      any = true;
+    }
+  }
+  return any;
 }
 
 /// Nothing can run any more: says who waits where.
@@ -554,9 +591,10 @@ void report_deadlock(Machine& machine, std::span<Block* const> blocks) {
     if (block->done) continue;
     for (Warp& warp : block->warps) {
       for (const Group& group : warp.others) {
+        const std::string what = group.wait == Wait::mbarrier ? mbarrier_state(*block, group) : std::string();
         report(warp, group.at, FindingKind::deadlock, group.mask,
-               dsv2::concat(popcount(group.mask), " threads wait here for ever; ", block->threads - block->live,
-                            " of the block's ", block->threads, " have exited"));
+               dsv2::concat(popcount(group.mask), " threads wait here for ever", what, "; ",
+                            block->threads - block->live, " of the block's ", block->threads, " have exited"));
       }
     }
   }
@@ -703,6 +741,13 @@ void start_warp(Machine& machine, Block& block, Warp& warp, std::uint32_t index)
   update_stop(warp);
   warp.copies.clear();
   warp.copy_groups = {};
+  warp.copies_issued = 0;
+  warp.bulk_stores.clear();
+  warp.bulk_groups = {};
+  warp.failed_tests = 0;
+  warp.products.clear();
+  warp.product_groups = 0;
+  warp.products_issued = 0;
   warp.ordered_stamp = 0;
   warp.clocks.assign(machine.checks.shared_races && program.named_barriers ? block.warps.size() : 0,
                      block.ordered_stamp);
@@ -728,6 +773,19 @@ void AlignedBytes::resize(std::size_t bytes, int fill) {
     size_ = bytes;
   }
   std::memset(data_, fill, size_);
+}
+
+void stop_lanes(Warp& warp, const Group& group) {
+  warp.others.push_back(group);
+  set_mask(warp, warp.mask & ~group.mask);
+  warp.event = true;
+}
+
+void run_watched(Warp& warp, const Instruction& in) {
+  const BoundProgram& bound = *warp.machine->launch->bound;
+  const std::uint32_t at = warp.machine->index_of(in);
+  if (!warp.products.empty()) check_product_registers(warp, in, bound.touches[at]);
+  bound.watched[at](warp, in);
 }
 
 void run_guarded(Warp& warp, const Instruction& in) {
@@ -812,6 +870,8 @@ void start_block(Machine& machine, Block& block, std::uint64_t linear) {
   for (Barrier& barrier : block.barriers) barrier = Barrier{};
   block.cluster.clear();
   block.cluster_barrier = ClusterBarrier{};
+  block.mbarriers.clear();
+  block.bulk_copies.clear();
   block.warps.resize((block.threads + kWarpLanes - 1) / kWarpLanes);
   const Checks& checks = machine.checks;
   block.shared_state.clear();
@@ -820,12 +880,17 @@ void start_block(Machine& machine, Block& block, std::uint64_t linear) {
   // What nobody wrote reads as NaNs where it is watched, so that it shows in results too.
   block.shared.resize(block.shared_end, watched ? 0xff : 0);
   if (checks.shared_races) start_race_check(block, *machine.program);
+  const bool warp_clocks = checks.shared_races && machine.program->named_barriers;
+  block.proxy_fences.assign(warp_clocks ? block.warps.size() : 0, block.ordered_stamp);
+  block.warpgroups.assign((block.warps.size() + kWarpgroupWarps - 1) / kWarpgroupWarps, Warpgroup{});
   for (std::size_t i = 0; i < block.warps.size(); ++i)
     start_warp(machine, block, block.warps[i], static_cast<std::uint32_t>(i));
 }
 
 void run_blocks(Machine& machine, std::span<Block* const> blocks) {
   std::size_t left = blocks.size();
+  std::uint64_t completions = machine.completions;
+  int rounds = 0;  // in which waits at mbarriers have run out of time, and nothing came of it
   while (left > 0) {
     bool progress = false;
     for (Block* const block : blocks) {
@@ -841,8 +906,15 @@ void run_blocks(Machine& machine, std::span<Block* const> blocks) {
         --left;
       }
     }
-    if (!progress) return report_deadlock(machine, blocks);
+    if (progress) continue;
+    // A wait may give up, and its thread do something else.
+    rounds = machine.completions == completions ? rounds + 1 : 0;
+    completions = machine.completions;
+    if (release_warpgroups(machine, blocks)) continue;
+    if (rounds <= kIdleRounds && expire_waits(blocks)) continue;
+    if (!force_warps(blocks)) return report_deadlock(machine, blocks);
   }
+  for (Block* const block : blocks) check_warpgroups(machine, *block);
   spend(machine, blocks[0]->warps[0]);  // short blocks never yield: their sum may still be over the budget
 }
 

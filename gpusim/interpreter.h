@@ -27,5 +27,13 @@ bool lanes_gathered(Warp& warp, const Instruction& in);
 
 /// Performs the asynchronous copies of the lanes in `mask` that have been committed, but for the newest `keep` groups.
 void finish_copies(Warp& warp, std::uint32_t mask, std::uint32_t keep, bool committed_only);
+/// The same for copies of these lanes up to number `sequence` of the warp.
+void finish_copies_until(Warp& warp, std::uint32_t mask, std::uint32_t sequence);
+
+/// Takes the lanes of `group` out of the running group, to wait as it says.
+void stop_lanes(Warp& warp, const Group& group);
+
+/// Runs the handler of an instruction that may touch registers of a matrix product under way; says so where it does.
+void run_watched(Warp& warp, const Instruction& in);
 
 }  // namespace gpusim

@@ -3,11 +3,15 @@
 #include <mutex>
 #include <string>
 #include <unordered_map>
+#include <utility>
 
 #include "gpusim/async_copy.h"
 #include "gpusim/binding.h"
+#include "gpusim/bulk_copy.h"
 #include "gpusim/handlers.h"
 #include "gpusim/interpreter.h"
+#include "gpusim/mbarrier.h"
+#include "gpusim/wgmma.h"
 #include "model/error.h"
 
 #define GPUSIM_DECLARE_ISA(isa)                             \
@@ -17,12 +21,14 @@
   void register_memory(HandlerRegistry& registry);          \
   void register_warp_operations(HandlerRegistry& registry); \
   void register_tensor(HandlerRegistry& registry);          \
+  void register_wgmma(HandlerRegistry& registry);           \
   void register_all(HandlerRegistry& registry) {            \
     register_arithmetic(registry);                          \
     register_conversions(registry);                         \
     register_memory(registry);                              \
     register_warp_operations(registry);                     \
     register_tensor(registry);                              \
+    register_wgmma(registry);                               \
   }                                                         \
   }
 
@@ -86,6 +92,9 @@ const HandlerRegistry& registry_of(const Isa& isa) {
     isa.register_all(registries[index]);
     register_control(registries[index]);
     register_async_copies(registries[index]);
+    register_mbarriers(registries[index]);
+    register_bulk_copies(registries[index]);
+    register_warpgroups(registries[index]);
   });
   return registries[index];
 }
@@ -169,6 +178,14 @@ BoundProgram bind_handlers(const Program& program, std::string_view isa, bool in
     if (in.guard >= 0 && key != "bra") {
       result.guarded[i] = in.run;
       in.run = run_guarded;
+    }
+  }
+  if (instrumented && !program.product_touches.empty()) {
+    result.watched.assign(program.code.size(), nullptr);
+    result.touches.assign(program.code.size(), 0);
+    for (const auto& [at, lists] : program.product_touches) {
+      result.watched[at] = std::exchange(result.code[at].run, run_watched);
+      result.touches[at] = lists;
     }
   }
   return result;

@@ -11,7 +11,9 @@
 #include <utility>
 
 #include "gpusim/binding.h"
+#include "gpusim/mbarrier.h"
 #include "gpusim/program.h"
+#include "gpusim/wgmma.h"
 #include "model/error.h"
 
 namespace gpusim {
@@ -653,10 +655,13 @@ class Lowering {
         {"stmatrix", &Lowering::store_matrix},
         {"mma", &Lowering::mma},
         {"wmma", &Lowering::wmma},
-        {"cp", &Lowering::copy_async},
+        {"cp", &Lowering::copy},
+        {"mbarrier", &Lowering::mbarrier},
+        {"wgmma", &Lowering::warpgroup_product},
+        {"getctarank", &Lowering::block_rank},
         {"mapa", &Lowering::map_address},
         {"membar", &Lowering::nothing},
-        {"fence", &Lowering::nothing},
+        {"fence", &Lowering::fence},
         {"prefetch", &Lowering::nothing},
         {"prefetchu", &Lowering::nothing},
         {"discard", &Lowering::nothing},
@@ -1063,7 +1068,8 @@ class Lowering {
   void store() {
     const std::string_view type = current_->type();
     const int bytes = ptx::type_bytes(type);
-    if (bytes <= 0 || has("async") || has("bulk")) refuse("st of this form");
+    if (has("async")) return value_async();
+    if (bytes <= 0 || has("bulk")) refuse("st of this form");
     start("st");
     set_space(false);
     address(operand(0));
@@ -1089,7 +1095,8 @@ class Lowering {
     const bool returns = head() == "atom";
     const std::string_view type = current_->type();
     const int bytes = ptx::type_bytes(type);
-    if (bytes <= 0 || has("async")) refuse("atomic of this form");
+    if (has("async")) return value_async();
+    if (bytes <= 0) refuse("atomic of this form");
     const std::string_view operation = atomic_operation();
     const std::size_t first = returns ? 1 : 0;
     const auto values = data(operand(first + 1));
@@ -1308,7 +1315,7 @@ class Lowering {
 
   void cluster_barrier() {
     const bool arrives = has("arrive");
-    start(arrives ? "cluster.arrive" : "cluster.wait", arrives ? Flow::straight : Flow::control);
+    start(arrives ? "cluster.arrive" : "cluster.wait", Flow::control);
     facts().kind = InstructionClass::barrier;
     if (!has("aligned")) now().flags |= kUnaligned;
   }
@@ -1438,6 +1445,7 @@ class Lowering {
     if (type == "f16") return FlopType::tensor_f16;
     if (type == "tf32") return FlopType::tensor_tf32;
     if (type == "f64") return FlopType::tensor_f64;
+    if (type == "e4m3" || type == "e5m2") return FlopType::tensor_fp8;
     if (type == "s8" || type == "u8" || type == "s4" || type == "u4") return FlopType::tensor_int8;
     refuse("type .", type, " of a matrix");
   }
@@ -1528,7 +1536,7 @@ class Lowering {
 
   // ---- asynchronous copies
   void copy_async() {
-    if (modifier(1) != "async" || has("bulk") || has("mbarrier")) refuse("form of cp");
+    if (modifier(1) != "async") refuse("form of cp");
     if (has("commit_group")) return async_group("cp.commit");
     if (has("wait_group")) return async_group("cp.wait");
     if (has("wait_all")) return async_group("cp.wait_all");
@@ -1563,6 +1571,318 @@ class Lowering {
     if (operand_count() > 0) now().immediate = static_cast<std::int64_t>(operand(0).bits);
   }
 
+  // ---- mbarriers and bulk copies
+  /// What an address within brackets is, once its offset has been added to the base: a register, or a constant.
+  struct ResolvedAddress {
+    int reg = -1;
+    Operand base;
+  };
+  /// To be called before the instruction that uses it is begun.
+  ResolvedAddress resolve(const Operand& operand) {
+    if (operand.kind != Kind::address) refuse("expected an address");
+    ResolvedAddress result{.reg = -1, .base = operand.elements[0]};
+    if (operand.offset == 0) return result;
+    if (result.base.kind != Kind::reg) {
+      result.base.offset += operand.offset;
+      return result;
+    }
+    const int bytes = bytes_of(result.base);
+    result.reg = new_register(bytes);
+    begin(dsv2::concat("add.u", 8 * bytes));
+    facts().synthetic = true;
+    now().a = source(result.base, bytes);
+    now().b = constant(static_cast<std::uint64_t>(operand.offset), bytes);
+    now().d = define(result.reg);
+    return result;
+  }
+  /// Its slot, and whether that holds 8 bytes a lane.
+  std::pair<std::int32_t, bool> place(const ResolvedAddress& address) {
+    if (address.reg >= 0) return {use(address.reg), register_bytes_[static_cast<std::size_t>(address.reg)] == 8};
+    const int bytes = address.base.kind == Kind::reg ? bytes_of(address.base) : 8;
+    if (address.base.kind == Kind::integer)
+      return {constant(address.base.bits + static_cast<std::uint64_t>(address.base.offset), 8), true};
+    return {source(address.base, bytes), bytes == 8};
+  }
+
+  void tracks_by_warps() {
+    program_->named_barriers = true;
+    program_->copies_asynchronously = true;
+  }
+
+  void mbarrier() {
+    tracks_by_warps();
+    const std::string_view operation = modifier(1);
+    const bool waits = operation == "test_wait" || operation == "try_wait";
+    const bool counts =
+        operation == "arrive" || operation == "arrive_drop" || operation == "expect_tx" || operation == "complete_tx";
+    if (operation == "pending_count") {
+      start("mbarrier.pending_count");
+      facts().kind = InstructionClass::integer;
+      now().a = source(operand(1), 8);
+      now().d = destination(operand(0), 4);
+      return;
+    }
+    if (!waits && !counts && operation != "init" && operation != "inval") refuse("form of mbarrier");
+    start(counts ? std::string("mbarrier.arrive") : dsv2::concat("mbarrier.", operation),
+          waits ? Flow::control : Flow::straight);
+    facts().kind = InstructionClass::barrier;
+    now().space = Space::shared;
+    const bool has_result = waits || operation.starts_with("arrive");
+    address(operand(has_result ? 1 : 0));
+    now().mode = mbarrier_mode(operation);
+    const std::size_t next = has_result ? 2 : 1;
+    if (waits) {
+      now().c = source(operand(2), has("parity") ? 4 : 8);
+      now().d = destination(operand(0), 0);
+    } else {
+      if (operand_count() > next) now().b = source(operand(next), 4);
+      if (has_result) now().d = optional_destination(operand(0), 8);
+    }
+  }
+
+  std::uint8_t mbarrier_mode(std::string_view operation) const {
+    int mode = 0;
+    if (has("parity")) mode |= kMbarrierParity;
+    if (has("relaxed")) mode |= kMbarrierRelaxed;
+    if (has("expect_tx")) mode |= kMbarrierExpects;
+    if (operation == "arrive_drop") mode |= kMbarrierDrops;
+    if (has("noComplete")) mode |= kMbarrierIncomplete;
+    if (has("noinc")) mode |= kMbarrierNoIncrement;
+    if (operation.ends_with("_tx")) mode |= kMbarrierNoArrival;
+    return static_cast<std::uint8_t>(mode);
+  }
+
+  /// fence.proxy.async is what the checks know; what the others order is ordered here anyway.
+  void fence() {
+    const bool shared = !has("global");
+    start(modifier(1) == "proxy" && has("async") && shared ? "fence.proxy" : "nop");
+    facts().kind = InstructionClass::barrier;
+  }
+
+  void block_rank() {
+    start("getctarank");
+    facts().kind = InstructionClass::integer;
+    now().a = source(operand(1), operand(1).kind == Kind::reg ? bytes_of(operand(1)) : 8);
+    now().address_bytes = static_cast<std::uint8_t>(operand(1).kind == Kind::reg ? bytes_of(operand(1)) : 8);
+    now().d = destination(operand(0), 4);
+  }
+
+  void copy() {
+    if (has("mbarrier")) {
+      tracks_by_warps();
+      start("cp.async.mbarrier");
+      facts().kind = InstructionClass::async_copy;
+      now().space = Space::shared;
+      address(operand(0));
+      now().mode = mbarrier_mode("");
+      return;
+    }
+    if (!has("bulk")) return copy_async();
+    tracks_by_warps();
+    if (has("commit_group") || has("wait_group")) return async_group(has("commit_group") ? "bulk.commit" : "bulk.wait");
+    has("tensor") ? copy_tensor() : copy_bulk();
+  }
+
+  /// Where a bulk copy's bytes go; nothing where it is a prefetch.
+  enum class Direction { load, shared, store, prefetch };
+  Direction direction() const {
+    if (has("prefetch")) return Direction::prefetch;
+    const std::string_view first = modifier(head() == "cp" && modifier(1) == "reduce" ? 4 : 3);
+    const std::string_view to = has("tensor") ? modifier(modifier(1) == "reduce" ? 6 : 5) : first;
+    if (to == "global") return Direction::store;
+    return has("global") ? Direction::load : Direction::shared;
+  }
+
+  void set_reduction() {
+    if (modifier(1) != "reduce" && head() != "red") return;
+    constexpr std::pair<std::string_view, Reduction> kOperations[] = {
+        {"add", Reduction::add}, {"min", Reduction::min},      {"max", Reduction::max},    {"inc", Reduction::inc},
+        {"dec", Reduction::dec}, {"and", Reduction::and_bits}, {"or", Reduction::or_bits}, {"xor", Reduction::xor_bits},
+    };
+    for (const auto& [name, reduction] : kOperations) {
+      if (has(name)) now().mode = static_cast<std::uint8_t>(reduction);
+    }
+    if (now().mode == 0) refuse("operation of ", head());
+    if (!has("tensor")) now().bytes = static_cast<std::uint8_t>(reduction_type(current_->type()));
+    const bool sums_floats = has("f32") || has("f64") || has("f16") || has("bf16");
+    if (sums_floats || has("tensor")) program_->ordered = true;
+  }
+  static ReductionType reduction_type(std::string_view type) {
+    constexpr std::pair<std::string_view, ReductionType> kTypes[] = {
+        {"u32", ReductionType::u32},   {"b32", ReductionType::u32}, {"s32", ReductionType::s32},
+        {"u64", ReductionType::u64},   {"b64", ReductionType::u64}, {"s64", ReductionType::s64},
+        {"f16", ReductionType::f16},   {"f32", ReductionType::f32}, {"f64", ReductionType::f64},
+        {"bf16", ReductionType::bf16},
+    };
+    for (const auto& [name, reduction] : kTypes) {
+      if (name == type) return reduction;
+    }
+    refuse("type .", type, " of a reduction");
+  }
+
+  /// The list of a bulk copy: its mbarrier, the mask of blocks, and what else there is.
+  void set_bulk_list(std::int32_t barrier, std::size_t mask_at, const std::vector<std::int32_t>& rest) {
+    std::vector<std::int32_t> slots = {barrier, -1};
+    if (has("multicast::cluster")) slots[1] = source(operand(mask_at), 4);
+    slots.insert(slots.end(), rest.begin(), rest.end());
+    set_list(slots);
+  }
+
+  void set_bulk_addresses(const ResolvedAddress* barrier, const ResolvedAddress& other) {
+    const auto [slot, wide] = place(other);
+    now().c = slot;
+    if (wide) now().flags |= 2;
+    if (barrier == nullptr) return;
+    const auto [barrier_slot, barrier_wide] = place(*barrier);
+    barrier_slot_ = barrier_slot;
+    if (barrier_wide) now().flags |= 1;
+  }
+
+  void copy_bulk() {
+    if (has("cp_mask")) refuse("cp.async.bulk with a mask of bytes");
+    constexpr std::string_view kKeys[] = {"bulk.load", "bulk.shared", "bulk.store", "bulk.prefetch"};
+    const Direction to = direction();
+    const bool signals = to == Direction::load || to == Direction::shared;
+    const std::size_t shared = to == Direction::store ? 1 : 0;
+    const ResolvedAddress other = resolve(operand(to == Direction::prefetch ? 0 : 1 - shared));
+    const ResolvedAddress barrier = signals ? resolve(operand(3)) : ResolvedAddress{};
+    start(std::string(kKeys[static_cast<std::size_t>(to)]));
+    facts().kind = InstructionClass::async_copy;
+    now().space = Space::shared;
+    if (to != Direction::prefetch) address(operand(shared));
+    now().space = Space::shared;
+    now().target = 0;
+    set_bulk_addresses(signals ? &barrier : nullptr, other);
+    now().b = source(operand(to == Direction::prefetch ? 1 : 2), 4);
+    set_reduction();
+    set_bulk_list(signals ? barrier_slot_ : -1, 4, {});
+  }
+
+  void copy_tensor() {
+    for (const std::string_view mode : {"im2col", "im2col_no_offs", "im2col::w", "im2col::w::128", "im2col_no_offs::w",
+                                        "im2col_no_offs::w::128", "tile::gather4", "tile::scatter4"}) {
+      if (has(mode)) refuse("tensor copies in mode .", mode);
+    }
+    constexpr std::string_view kKeys[] = {"tensor.load", "tensor.shared", "tensor.store", "tensor.prefetch"};
+    const Direction to = direction();
+    const bool loads = to == Direction::load;
+    const Operand& tensor = operand(loads ? 1 : 0);
+    if (tensor.kind != Kind::address || tensor.elements.size() != 2) refuse("form of a tensor's coordinates");
+    const auto coordinates = data(tensor.elements[1]);
+    const ResolvedAddress map = resolve(tensor);
+    const ResolvedAddress barrier = loads ? resolve(operand(2)) : ResolvedAddress{};
+    start(std::string(kKeys[static_cast<std::size_t>(to)]));
+    facts().kind = InstructionClass::async_copy;
+    now().space = Space::shared;
+    if (to != Direction::prefetch) address(operand(loads ? 0 : 1));
+    now().space = Space::shared;
+    now().target = 0;
+    set_bulk_addresses(loads ? &barrier : nullptr, map);
+    now().elements = static_cast<std::uint8_t>(coordinates.size());
+    set_reduction();
+    std::vector<std::int32_t> slots;
+    for (const Operand& coordinate : coordinates) slots.push_back(source(coordinate, 4));
+    set_bulk_list(loads ? barrier_slot_ : -1, 3, slots);
+  }
+
+  /// st.async and red.async: values into a block's shared memory, of which its mbarrier is told.
+  void value_async() {
+    if (!has("mbarrier::complete_tx::bytes")) refuse("form of ", head(), ".async");
+    tracks_by_warps();
+    const int bytes = ptx::type_bytes(current_->type());
+    const auto values = data(operand(1));
+    if (bytes < 4) refuse("type .", current_->type(), " of ", head(), ".async");
+    const ResolvedAddress barrier = resolve(operand(2));
+    start("st.async");
+    facts().kind = InstructionClass::async_copy;
+    now().space = Space::shared;
+    address(operand(0));
+    now().space = Space::shared;
+    set_reduction();
+    now().elements = static_cast<std::uint8_t>(values.size());
+    now().register_bytes = static_cast<std::uint8_t>(bytes);
+    const auto [slot, wide] = place(barrier);
+    if (wide) now().flags |= 1;
+    std::vector<std::int32_t> slots;
+    for (const Operand& value : values) slots.push_back(source(value, bytes, current_->type()));
+    set_bulk_list(slot, 0, slots);
+  }
+
+  // ---- products of warpgroups
+  void warpgroup_product() {
+    program_->copies_asynchronously = true;
+    program_->named_barriers = true;
+    const std::string_view operation = modifier(1);
+    if (operation == "commit_group" || operation == "wait_group" || operation == "fence") {
+      start(operation == "commit_group" ? "wgmma.commit"
+            : operation == "wait_group" ? "wgmma.wait"
+                                        : "wgmma.fence",
+            operation == "wait_group" ? Flow::control : Flow::sync);
+      facts().kind = InstructionClass::tensor;
+      now().e = full_mask();
+      if (operand_count() > 0) now().immediate = static_cast<std::int64_t>(operand(0).bits);
+      return;
+    }
+    if (operation != "mma_async" || has("sp") || has("b1")) refuse("form of wgmma");
+    const Shape size = shape();
+    const auto& parts = current_->opcode;
+    // Its types follow the shape, and what saturates may stand before or behind them.
+    std::vector<std::string_view> types;
+    for (const std::string_view part : parts) {
+      if (ptx::type_bytes(part) > 0) types.push_back(part);
+    }
+    if (types.size() != 3) refuse("types of wgmma");
+    start(dsv2::concat("wgmma.mma.", types[0], ".", types[1], ".", types[2]), Flow::sync);
+    now().e = full_mask();
+    const int depth = static_cast<int>(kWgmmaDepthBytes) / ptx::type_bytes(types[1]);
+    if (size.m != 64 || size.k != depth || size.n % 8 != 0 || size.n < 8 || size.n > 256) refuse("shape of wgmma");
+    note_tensor({.m = kWgmmaRows, .n = size.n, .k = size.k}, types[1]);
+    now().immediate = size.n;
+    product_operands(types[0] == "f16" ? size.n / 4 : size.n / 2, types[1]);
+  }
+
+  void product_operands(int sums, std::string_view type) {
+    const auto results = data(operand(0));
+    if (static_cast<int>(results.size()) != sums) refuse("number of wgmma's results");
+    const bool in_registers = operand(1).kind == Kind::vector;
+    const auto rows = data(operand(1));
+    if (in_registers && rows.size() != 4) refuse("number of wgmma's registers of A");
+    std::vector<std::int32_t> slots;
+    for (const Operand& result : results) {
+      source(result, 4);
+      slots.push_back(destination(result, 4));
+    }
+    now().elements = static_cast<std::uint8_t>(results.size());
+    if (in_registers) {
+      for (const Operand& row : rows) slots.push_back(source(row, 4));
+    } else {
+      now().a = source(operand(1), 8);
+    }
+    set_list(slots);
+    now().b = source(operand(2), 8);
+    now().c = source_predicate(operand(3));
+    now().mode = product_mode(in_registers, type);
+  }
+
+  std::uint8_t product_mode(bool in_registers, std::string_view type) const {
+    const auto number = [&](std::size_t index) {
+      if (index >= operand_count()) return std::int64_t{0};
+      const auto value = number_of(operand(index));
+      if (!value) refuse("operand ", index, " of wgmma, which is no number");
+      return static_cast<std::int64_t>(static_cast<std::int32_t>(*value));
+    };
+    int mode = has("satfinite") ? kWgmmaSaturate : 0;
+    if (tensor_type(type) == FlopType::tensor_int8) return static_cast<std::uint8_t>(mode);
+    if (number(4) * number(5) == -1) mode |= kWgmmaNegate;
+    std::size_t next = 6;
+    if (!in_registers && number(next++) == 1) mode |= kWgmmaTransposeA;
+    if (number(next) == 1) mode |= kWgmmaTransposeB;
+    if ((mode & (kWgmmaTransposeA | kWgmmaTransposeB)) != 0 && type != "bf16" && type != "f16") {
+      refuse("wgmma of transposed .", type);
+    }
+    return static_cast<std::uint8_t>(mode);
+  }
+
   // ---- after the code is known
   void allocate() {
     const std::size_t count = program_->code.size();
@@ -1575,6 +1895,7 @@ class Lowering {
     for (const int bytes : register_bytes_) units.push_back(bytes / 4);
     std::vector<int> live_at_entry;
     for (const auto& [special, reg] : special_registers_) live_at_entry.push_back(reg);
+    find_product_hazards(*program_, uses_, successors);
     const RegisterAllocation allocation = allocate_registers(uses_, units, successors, live_at_entry);
 
     // Predicates first, one word each; the lanes' registers behind them.
@@ -1661,6 +1982,7 @@ class Lowering {
   std::set<std::int32_t> address_taken_;
   std::vector<std::uint64_t> call_arguments_;
   std::optional<std::uint64_t> call_result_;
+  std::int32_t barrier_slot_ = -1;  ///< of the bulk copy that is lowered
 
   std::map<std::string, std::uint64_t> shared_;
   std::uint64_t shared_top_ = kSharedBase;

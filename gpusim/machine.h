@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "gpusim/async_proxy.h"
 #include "gpusim/launch.h"
 #include "gpusim/program.h"
 
@@ -40,10 +41,12 @@ class AlignedBytes {
 /// Why a group of lanes does not run.
 enum class Wait : std::uint8_t {
   none,
-  warp,     ///< at a warp-level sync, for lanes of its mask
-  barrier,  ///< at a block barrier
-  cluster,  ///< at a cluster barrier
-  turn,     ///< has gone round a loop many times: the others first
+  warp,       ///< at a warp-level sync, for lanes of its mask
+  barrier,    ///< at a block barrier
+  cluster,    ///< at a cluster barrier
+  mbarrier,   ///< for a phase of an mbarrier
+  warpgroup,  ///< for the other warps of its warpgroup to have closed as many groups of products
+  turn,       ///< has gone round a loop many times: the others first
 };
 
 /// Lanes of a warp that share a program counter and do not run now.
@@ -54,6 +57,7 @@ struct Group {
   int barrier = 0;
   std::int32_t result = -1;  ///< slot of bar.red's result
   std::uint32_t at = 0;      ///< instruction that it waits at
+  std::uint32_t parity = 0;  ///< of the phase of the mbarrier at offset `barrier`
 };
 
 /// An asynchronous copy by lanes of a warp that has been issued and not yet been waited for.
@@ -65,6 +69,7 @@ struct PendingCopy {
   std::array<std::uint64_t, kWarpLanes> source;
   std::array<std::uint32_t, kWarpLanes> destination;
   std::array<std::uint8_t, kWarpLanes> source_bytes;  ///< where not whole
+  std::uint32_t sequence = 0;                         ///< among the warp's copies
 };
 
 struct Warp {
@@ -93,6 +98,14 @@ struct Warp {
 
   std::vector<PendingCopy> copies;
   std::array<std::uint32_t, kWarpLanes> copy_groups = {};  ///< commit groups that each lane has closed
+  std::uint32_t copies_issued = 0;
+
+  std::vector<BulkStore> bulk_stores;
+  std::array<std::uint32_t, kWarpLanes> bulk_groups = {};  ///< bulk groups that each lane has closed
+  std::uint32_t failed_tests = 0;                          ///< of mbarriers, one after the other
+  std::vector<WgmmaInFlight> products;
+  std::uint32_t product_groups = 0;   ///< closed
+  std::uint32_t products_issued = 0;  ///< ever
 
   std::vector<std::uint32_t> clocks;  ///< of each warp of the block: the latest stamp that is ordered before here
   std::uint32_t ordered_stamp = 0;    ///< the warp's own accesses up to it lie before its last warp-level barrier
@@ -156,6 +169,10 @@ struct Block {
   SharedLog log;
   ClusterBarrier cluster_barrier;
   std::vector<Block*> cluster;  ///< its blocks by rank; empty: none
+  std::vector<Mbarrier> mbarriers;
+  std::vector<BulkCopy> bulk_copies;  ///< under way to here
+  std::vector<Warpgroup> warpgroups;
+  std::vector<std::uint32_t> proxy_fences;  ///< of each warp: writes up to this stamp are fenced from the async proxy
 };
 
 /// Counts of memory traffic at one instruction.
@@ -185,6 +202,8 @@ struct BoundProgram {
   const Program* program = nullptr;
   std::vector<Instruction> code;
   std::vector<Handler> guarded;  ///< the handler behind a guard; null where there is none
+  std::vector<Handler> watched;  ///< the handler of what may touch registers of a product under way; empty: none do
+  std::vector<std::uint64_t> touches;  ///< those products' register lists, a bit each
 };
 
 /// What all host threads of a launch share.
@@ -235,6 +254,7 @@ struct Machine {
   std::vector<MemoryCounts> memory_counts;
   std::vector<std::uint64_t> divergences;
   std::uint64_t barriers = 0;
+  std::uint64_t completions = 0;  ///< of barriers of any kind, and exits: whether waiting got anybody anywhere
   std::map<std::pair<FindingKind, std::uint32_t>, FindingRecord> findings;
 
   std::uint32_t index_of(const Instruction& instruction) const {
@@ -287,6 +307,8 @@ void misaligned_access(Warp& warp, const Instruction& in, std::uint32_t lanes, c
 /// Checks and counts an access of `bytes` a lane before it is performed; drops lanes that must not go on.
 void observe_global(Warp& warp, const Instruction& in, Addresses& addresses, int bytes, Access access);
 void observe_shared(Warp& warp, const Instruction& in, Addresses& offsets, int bytes, Access access);
+/// The checks of observe_shared alone.
+void check_shared(Warp& warp, const Instruction& in, const Addresses& offsets, int bytes, Access access);
 /// Notes, where Machine::touches are kept, that a block touches these bytes of global memory, by accesses of `width`.
 void note_touch(Warp& warp, std::uint64_t address, std::uint64_t bytes, std::uint64_t width, Access access);
 

@@ -506,7 +506,8 @@ class LaunchRun {
   }
 
   static void add_memory(Counts& counts, const InstructionFacts& facts, const MemoryCounts& memory) {
-    const bool loads = facts.key == "ld" || facts.key == "cp.async" || facts.key.starts_with("wmma.load");
+    const bool loads = facts.key == "ld" || facts.key == "cp.async" || facts.key.starts_with("wmma.load") ||
+                       facts.key == "bulk.load" || facts.key == "tensor.load";
     (loads ? counts.global_load_requests : counts.global_store_requests) += memory.global_requests;
     (loads ? counts.global_load_sectors : counts.global_store_sectors) += memory.global_sectors;
     (loads ? counts.global_load_bytes : counts.global_store_bytes) += memory.global_bytes;

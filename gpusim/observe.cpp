@@ -324,11 +324,11 @@ bool all_initialised(const Block& block, const Addresses& offsets, int bytes) {
                     : all_initialised<std::uint8_t>(block, offsets, 1);
 }
 
-/// Initialisation, and copies that have not arrived.
-void check_shared_state(Warp& warp, std::uint32_t at, const Addresses& offsets, int bytes, Access access) {
-  Block& block = *warp.block;
+/// Initialisation, and copies that have not arrived. `block`: whose shared memory it is. True: some have not.
+bool check_shared_state(Warp& warp, Block& block, std::uint32_t at, const Addresses& offsets, int bytes,
+                        Access access) {
   const Checks& checks = warp.machine->checks;
-  if (all_initialised(block, offsets, bytes)) return;
+  if (all_initialised(block, offsets, bytes)) return false;
   std::uint32_t uninitialised = 0;
   std::uint32_t pending = 0;
   for_lanes(offsets.mask, [&](int lane) {
@@ -358,6 +358,23 @@ void check_shared_state(Warp& warp, std::uint32_t at, const Addresses& offsets, 
           dsv2::concat(verb(access), " of shared memory that an asynchronous copy is still to fill, at offset ",
                        offsets.at[std::countr_zero(pending)] - kSharedBase);
     }
+  }
+  return pending != 0 && checks.async_copies;
+}
+
+/// Each lane's block of the cluster in turn.
+void check_cluster_state(Warp& warp, std::uint32_t at, const Addresses& offsets, int bytes, Access access) {
+  for (std::uint32_t left = offsets.mask; left != 0;) {
+    const std::uint64_t rank = offsets.at[std::countr_zero(left)] >> kClusterRankShift;
+    Addresses some;
+    for_lanes(left, [&](int lane) {
+      if (offsets.at[lane] >> kClusterRankShift != rank) return;
+      some.mask |= 1u << lane;
+      some.at[lane] = offsets.at[lane] & ((1u << kClusterRankShift) - 1);
+    });
+    left &= ~some.mask;
+    Block& block = rank == 0 ? *warp.block : *warp.block->cluster[rank - 1];
+    check_shared_state(warp, block, at, some, bytes, access);
   }
 }
 
@@ -470,10 +487,20 @@ void observe_shared(Warp& warp, const Instruction& in, Addresses& offsets, int b
     if (access == Access::atomic)
       machine.memory_counts[at].atomics += static_cast<std::uint64_t>(std::popcount(offsets.mask));
   }
-  // Another block's shared memory: its writes are ordered by cluster barriers, which are not tracked.
-  if (!warp.block->cluster.empty()) return;
-  if (!warp.block->shared_state.empty()) check_shared_state(warp, at, offsets, bytes, access);
-  if (machine.checks.shared_races) check_shared_race(warp, in, offsets, bytes, access);
+  check_shared(warp, in, offsets, bytes, access);
+}
+
+void check_shared(Warp& warp, const Instruction& in, const Addresses& offsets, int bytes, Access access) {
+  const Machine& machine = *warp.machine;
+  const std::uint32_t at = machine.index_of(in);
+  Block& block = *warp.block;
+  if (!block.cluster.empty()) {  // whose accesses cluster barriers order, which the race check does not know
+    if (!block.shared_state.empty()) check_cluster_state(warp, at, offsets, bytes, access);
+    return;
+  }
+  const bool pending = !block.shared_state.empty() && check_shared_state(warp, block, at, offsets, bytes, access);
+  // What is not there yet has been told of.
+  if (machine.checks.shared_races && !pending) check_shared_race(warp, in, offsets, bytes, access);
 }
 
 }  // namespace gpusim

@@ -201,6 +201,8 @@ struct Program {
   std::uint32_t shared_cell_bytes = 4;  ///< of the narrowest access that may be to shared memory, at most 4
   bool copies_asynchronously = false;
   bool named_barriers = false;  ///< barriers of a part of the block: races are tracked warp by warp
+  /// Instructions that may touch registers of a matrix product under way: by index, the products' lists, a bit each.
+  std::map<std::uint32_t, std::uint64_t> product_touches;
 };
 
 /// Addresses that the module's symbols have got.

@@ -147,7 +147,8 @@ class SharedRace {
 
   /// Whether what warp `other` did at `stamp` is ordered before this point.
   bool is_ordered(std::uint32_t other, std::uint32_t stamp) const {
-    return stamp <= (named_ ? warp_.clocks[other] : block_.ordered_stamp);
+    // Where barriers are named, ordered_stamp is the block's begin: what lies before may be of warps that it has not.
+    return stamp <= block_.ordered_stamp || (named_ && stamp <= warp_.clocks[other]);
   }
 
   void between(int lane, std::uint32_t other_at) {
@@ -335,6 +336,76 @@ void order_block(Block& block, bool named) {
 void order_warp(Warp& warp) {
   warp.ordered_stamp = warp.block->stamp;
   if (warp.block->stamp < kLastStamp) ++warp.block->stamp;
+}
+
+namespace {
+
+/// Writes that are asynchronous themselves need no fence towards asynchronous readers.
+bool writes_asynchronously(const Program& program, std::uint32_t at) {
+  const std::string_view key = program.facts[at].key;
+  constexpr std::string_view kKinds[] = {"cp.async", "bulk.", "tensor.", "st.async"};
+  return std::any_of(std::begin(kKinds), std::end(kKinds), [key](auto kind) { return key.starts_with(kind); });
+}
+
+/// Calls `visit` with each cell of a range of shared memory.
+template <class Visit>
+void for_cells(const Program& program, std::uint32_t offset, std::uint32_t bytes, Visit visit) {
+  if (bytes == 0) return;
+  const std::uint32_t each = program.shared_cell_bytes;
+  for (std::uint32_t cell = offset / each; cell <= (offset + bytes - 1) / each; ++cell) visit(cell);
+}
+
+}  // namespace
+
+void check_proxy_fence(Warp& warp, const Instruction& in, std::uint32_t lanes, std::uint32_t offset,
+                       std::uint32_t bytes) {
+  const Block& block = *warp.block;
+  const Program& program = *warp.machine->program;
+  std::int64_t writer = -1;
+  std::int64_t asynchronous = -1;
+  for_cells(program, offset, bytes, [&](std::uint32_t cell) {
+    const std::uint32_t tag = block.write_tags[cell];
+    if (stamp_of(tag) <= block.ordered_stamp || writer >= 0) return;  // another block's, or none
+    if (stamp_of(tag) <= block.proxy_fences[warp_of(tag)]) return;
+    const std::uint32_t at = block.write_at[cell];
+    if (asynchronous == at) return;
+    (writes_asynchronously(program, at) ? asynchronous : writer) = at;
+  });
+  if (writer < 0) return;
+  FindingRecord* const found = record(warp, warp.machine->index_of(in), FindingKind::missing_fence, lanes);
+  if (found == nullptr) return;
+  found->other = writer;
+  found->message =
+      dsv2::concat("asynchronous read of shared memory that was written with no fence.proxy.async since, at offset ",
+                   offset - kSharedBase);
+}
+
+void fence_proxy(Warp& warp) {
+  Block& block = *warp.block;
+  for (std::size_t i = 0; i < block.proxy_fences.size(); ++i) {
+    block.proxy_fences[i] = std::max(block.proxy_fences[i], warp.clocks[i]);
+  }
+  block.proxy_fences[warp.index] = block.stamp;
+  order_block(block, true);
+}
+
+bool check_overwritten(Warp& warp, std::uint32_t copy_at, std::uint32_t stamp, std::uint32_t offset,
+                       std::uint32_t bytes, bool by_itself) {
+  Block& block = *warp.block;
+  std::int64_t last = -1;
+  for_cells(*warp.machine->program, offset, bytes, [&](std::uint32_t cell) {
+    const std::uint32_t tag = block.write_tags[cell];
+    if (stamp_of(tag) <= std::max(stamp, block.ordered_stamp) || last == block.write_at[cell]) return;
+    if (by_itself && warp_of(tag) != warp.index) return;
+    last = block.write_at[cell];
+    Warp& writer = block.warps[warp_of(tag)];
+    FindingRecord* const found =
+        record(writer, block.write_at[cell], FindingKind::async_copy_not_waited, 1u << lane_of(tag));
+    if (found == nullptr) return;
+    found->other = copy_at;
+    found->message = "write of shared memory that an asynchronous copy or product is still to read";
+  });
+  return last >= 0;
 }
 
 namespace {

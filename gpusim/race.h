@@ -57,6 +57,16 @@ void check_shared_race(Warp& warp, const Instruction& in, const Addresses& offse
 /// Host addresses.
 void check_global_race(Warp& warp, const Instruction& in, const Addresses& addresses, int bytes, Access access);
 
+/// What an asynchronous reader of shared memory looks for: ordinary writes that no fence.proxy.async has followed.
+void check_proxy_fence(Warp& warp, const Instruction& in, std::uint32_t lanes, std::uint32_t offset,
+                       std::uint32_t bytes);
+/// fence.proxy.async: the writes that are ordered before it are there for asynchronous readers.
+void fence_proxy(Warp& warp);
+/// Whether shared memory that a copy or product reads, issued at `stamp` by the instruction `copy_at`, was written
+/// since (`by_itself`: by this warp); told at the writing instruction.
+bool check_overwritten(Warp& warp, std::uint32_t copy_at, std::uint32_t stamp, std::uint32_t offset,
+                       std::uint32_t bytes, bool by_itself = false);
+
 /// A block barrier has been completed, or (`warp`) a warp-level one: what came before is ordered.
 void order_block(Block& block, bool named);
 void order_warp(Warp& warp);
