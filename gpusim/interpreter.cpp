@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <chrono>
 #include <cstdio>
 #include <cstring>
 #include <span>
@@ -436,9 +435,12 @@ void yield(Warp& warp, const Instruction&) {
 
 void print(Warp& warp, const Instruction& in) { print_lanes(warp, in); }
 
-/// Nanoseconds, or what stands for cycles: only its growth means anything.
+/// What stands for cycles and nanoseconds: the warp instructions of this launch so far, beyond all of earlier launches.
+/// Only its growth means anything; two runs see the same.
 void clock(Warp& warp, const Instruction& in) {
-  const auto now = static_cast<std::uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count());
+  constexpr int kLaunchShift = 40;
+  const Machine& machine = *warp.machine;
+  const std::uint64_t now = (machine.launch->config.launch_id << kLaunchShift) + machine.ticks + machine.executed;
   const std::uint64_t value = in.mode == 1 ? now >> 32 : now;
   const bool wide = warp.machine->program->facts[warp.machine->index_of(in)].key == "clock.b64";
   const std::size_t bytes = wide ? 8 : 4;
@@ -475,6 +477,7 @@ void spend(Machine& machine, Warp& warp) {
   const std::uint64_t budget = launch.settings.instruction_budget;
   if (budget == 0) return;
   const std::uint64_t total = launch.executed.fetch_add(machine.executed, std::memory_order_relaxed) + machine.executed;
+  machine.ticks += machine.executed;
   machine.executed = 0;
   if (total <= budget) return;
   const std::uint32_t lanes = warp.mask != 0 ? warp.mask : warp.live;
@@ -643,6 +646,10 @@ struct SpecialValues {
         return machine.launch->workspace >> 32;
       case Special::envreg2:
         return machine.launch->workspace & 0xffffffffu;
+      case Special::stack_base:
+        return 0;
+      case Special::stack_top:
+        return machine.program->local_bytes;
     }
     return 0;
   }
@@ -660,11 +667,11 @@ void start_warp(Machine& machine, Block& block, Warp& warp, std::uint32_t index)
   warp.index = index;
   warp.lists = program.lists.data();
   warp.registers.resize(program.register_bytes);
-  warp.local_memory.resize(program.local_bytes * kWarpLanes);
+  warp.local_bytes = machine.launch->local_bytes;
+  warp.local_memory.resize(warp.local_bytes * kWarpLanes);
   warp.base[0] = warp.registers.data();
   warp.base[1] = machine.launch->constants.data();
   warp.local = warp.local_memory.data();
-  warp.local_bytes = program.local_bytes;
   const std::uint32_t left = block.threads - index * kWarpLanes;
   warp.start = left >= kWarpLanes ? 0xffffffffu : (1u << left) - 1;
   warp.live = warp.start;

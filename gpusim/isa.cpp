@@ -8,22 +8,27 @@
 #include "gpusim/binding.h"
 #include "gpusim/handlers.h"
 #include "gpusim/interpreter.h"
+#include "gpusim/subroutines.h"
 #include "model/error.h"
 
-#define GPUSIM_DECLARE_ISA(isa)                             \
-  namespace isa {                                           \
-  void register_arithmetic(HandlerRegistry& registry);      \
-  void register_conversions(HandlerRegistry& registry);     \
-  void register_memory(HandlerRegistry& registry);          \
-  void register_warp_operations(HandlerRegistry& registry); \
-  void register_tensor(HandlerRegistry& registry);          \
-  void register_all(HandlerRegistry& registry) {            \
-    register_arithmetic(registry);                          \
-    register_conversions(registry);                         \
-    register_memory(registry);                              \
-    register_warp_operations(registry);                     \
-    register_tensor(registry);                              \
-  }                                                         \
+#define GPUSIM_DECLARE_ISA(isa)                               \
+  namespace isa {                                             \
+  void register_arithmetic(HandlerRegistry& registry);        \
+  void register_seldom_arithmetic(HandlerRegistry& registry); \
+  void register_seldom_tensor(HandlerRegistry& registry);     \
+  void register_conversions(HandlerRegistry& registry);       \
+  void register_memory(HandlerRegistry& registry);            \
+  void register_warp_operations(HandlerRegistry& registry);   \
+  void register_tensor(HandlerRegistry& registry);            \
+  void register_all(HandlerRegistry& registry) {              \
+    register_arithmetic(registry);                            \
+    register_seldom_arithmetic(registry);                     \
+    register_seldom_tensor(registry);                         \
+    register_conversions(registry);                           \
+    register_memory(registry);                                \
+    register_warp_operations(registry);                       \
+    register_tensor(registry);                                \
+  }                                                           \
   }
 
 namespace gpusim {
@@ -86,6 +91,7 @@ const HandlerRegistry& registry_of(const Isa& isa) {
     isa.register_all(registries[index]);
     register_control(registries[index]);
     register_async_copies(registries[index]);
+    register_subroutines(registries[index]);
   });
   return registries[index];
 }

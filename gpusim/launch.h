@@ -79,6 +79,8 @@ struct LaunchConfig {
   Dim3 block;
   Dim3 cluster;  ///< blocks of a cluster; 1 where none
   std::size_t dynamic_shared_bytes = 0;
+  std::size_t stack_bytes = 1024;         ///< a thread: cudaLimitStackSize
+  std::size_t heap_bytes = 8 << 20;       ///< of kernels' malloc together: cudaLimitMallocHeapSize
   bool cooperative = false;               ///< all blocks at once: they may wait for each other
   std::span<const std::byte> parameters;  ///< KernelInfo::parameter_bytes, laid out at its offsets
   std::uint64_t launch_id = 0;            ///< for messages

@@ -177,6 +177,7 @@ struct Launch {
   Settings settings;
   std::vector<std::byte> parameters;
   AlignedBytes constants;
+  std::size_t local_bytes = 0;   ///< of a thread, its stack included
   std::size_t shared_bytes = 0;  ///< static and dynamic, without kSharedBase
   bool parallel = false;         ///< blocks run on several host threads
   std::atomic<std::uint64_t> next_block{0};
@@ -204,6 +205,7 @@ struct Machine {
   LaunchStatus status = LaunchStatus::ok;
   bool stop = false;
   std::uint64_t executed = 0;              ///< warp instructions since last told to the launch
+  std::uint64_t ticks = 0;                 ///< warp instructions before that: what clocks count
   std::vector<std::int64_t> warp_entries;  ///< how often a line began (+) and ended (-) before an instruction
   std::vector<std::int64_t> lane_entries;
   std::vector<std::uint64_t> guard_losses;  ///< lanes whose guard was false

@@ -220,6 +220,9 @@ class LaunchRun {
       order_.releases.resize(config.grid.count());
       order_.acquired.assign(config.grid.count(), 0);
     }
+    // A frame here also holds what ptxas would keep in registers: the stack is larger than what was asked for.
+    constexpr std::size_t kStackFactor = 16;
+    launch_.local_bytes = program().local_bytes + (program().uses_stack ? kStackFactor * config.stack_bytes : 0);
     set_parameters(config.parameters);
     launch_.shared_bytes = program().static_shared_bytes + config.dynamic_shared_bytes;
     if (config.cooperative) {

@@ -35,14 +35,15 @@ struct Operand {
     wildcard,  ///< _
   };
   Kind kind = Kind::none;
-  bool negated = false;     ///< !p
-  int reg = -1;             ///< in Function::registers
-  int second = -1;          ///< q of p|q, -1 where absent or `_`
-  std::uint64_t bits = 0;   ///< of a literal
-  std::int64_t offset = 0;  ///< added to a symbol or address
-  std::string name = {};    ///< of a symbol or special register
-  int variable = -1;        ///< in Function::variables; -1: look the name up in the module
-  int target = -1;          ///< index of an instruction
+  bool negated = false;       ///< !p, -r
+  int reg = -1;               ///< in Function::registers
+  int second = -1;            ///< q of p|q, -1 where absent or `_`
+  std::uint64_t bits = 0;     ///< of a literal
+  std::int64_t offset = 0;    ///< added to a symbol or address
+  std::string name = {};      ///< of a symbol or special register
+  std::string selector = {};  ///< a part of a register, of video instructions: "b0", "h1", ...
+  int variable = -1;          ///< in Function::variables; -1: look the name up in the module
+  int target = -1;            ///< index of an instruction
   std::vector<Operand> elements = {};
 };
 

@@ -32,7 +32,9 @@ constexpr std::array<FlopName, kFlopTypes> kFlopNames = {{{FlopType::f32, "f32"}
                                                           {FlopType::tensor_f16, "tensor_f16"},
                                                           {FlopType::tensor_tf32, "tensor_tf32"},
                                                           {FlopType::tensor_int8, "tensor_int8"},
-                                                          {FlopType::tensor_f64, "tensor_f64"}}};
+                                                          {FlopType::tensor_f64, "tensor_f64"},
+                                                          {FlopType::tensor_fp8, "tensor_fp8"},
+                                                          {FlopType::tensor_int4, "tensor_int4"}}};
 
 constexpr std::array<std::string_view, kInstructionClasses> kClassNames = {
     "integer", "f32",         "f64",          "f16",         "special",      "tensor", "convert",
@@ -195,7 +197,7 @@ LeastTime least_time(const DeviceModel& device, const Counts& counts) {
   out.memory_us = bytes / (device.bandwidth_gb_s * 1e9) * 1e6;
   const double tensor = (flops(FlopType::tensor_bf16) + flops(FlopType::tensor_f16)) / device.dense_bf16_tflop_s +
                         flops(FlopType::tensor_tf32) / device.dense_tf32_tflop_s +
-                        flops(FlopType::tensor_int8) / device.dense_int8_top_s;
+                        (flops(FlopType::tensor_int8) + flops(FlopType::tensor_fp8)) / device.dense_int8_top_s;
   const double plain = flops(FlopType::f32) / device.f32_tflop_s;
   out.compute_us = std::max(tensor, plain) / 1e12 * 1e6;  // the two run side by side
   return out;

@@ -153,7 +153,7 @@ int attribute_of(const DeviceModel& model, cudaDeviceAttr attribute) {
   }
 }
 
-/// What cudaDeviceSetLimit holds; nothing here depends on them.
+/// What cudaDeviceSetLimit holds; launches ask for those of the stack and the heap.
 std::array<std::size_t, 7> limits = {1024, 1 << 20, 8 << 20, 2, 2048, 64, 0};
 
 std::size_t& limit_of(cudaLimit limit) {
@@ -175,6 +175,9 @@ void require_pool(cudaMemPool_t handle) {
 }
 
 }  // namespace
+
+std::size_t device_limit(cudaLimit limit) { return limit_of(limit); }
+
 }  // namespace gpusim::runtime
 
 using namespace gpusim::runtime;

@@ -168,6 +168,8 @@ void run_launch(State& state, const PreparedLaunch& prepared, Accesses& accesses
   LaunchConfig config = prepared.config;
   config.parameters = prepared.parameters;
   config.launch_id = ++state.launches;
+  config.stack_bytes = device_limit(cudaLimitStackSize);
+  config.heap_bytes = device_limit(cudaLimitMallocHeapSize);
   const std::string& name = prepared.kernel->name;
   LaunchResult result;
   try {

@@ -230,6 +230,9 @@ class State {
 /// cudaDeviceReset: graphs go, too (runtime_graphs.cpp).
 void forget_graphs();
 
+/// What cudaDeviceSetLimit has set (runtime_device.cpp).
+std::size_t device_limit(cudaLimit limit);
+
 /// The thread's last error.
 cudaError_t& last_error();
 

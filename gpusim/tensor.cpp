@@ -131,6 +131,14 @@ struct Element<std::uint8_t> {
   static std::int32_t value(Packed bits) { return bits; }
 };
 
+template <>
+struct Element<double> {
+  static constexpr int kPerRegister = 1;
+  using Packed = double;
+  using Value = double;
+  static double value(double number) { return number; }
+};
+
 /// Slots of the operands, in the order of Instruction::list: A, B, C, D.
 struct MatrixOperands {
   const std::int32_t* a;
@@ -325,7 +333,7 @@ struct Stored<std::int32_t> {
 /// Element `index` of a lane's fragment within its 32-bit registers.
 template <class Memory>
 Memory* packed_element(Warp& warp, const std::int32_t* slots, int lane, int index) {
-  constexpr int kEach = 4 / static_cast<int>(sizeof(Memory));
+  constexpr int kEach = sizeof(Memory) < 4 ? 4 / static_cast<int>(sizeof(Memory)) : 1;
   return lanes<Memory>(warp, slots[index / kEach]) + lane * kEach + index % kEach;
 }
 
@@ -434,6 +442,16 @@ void wmma_multiply(Warp& warp, const Instruction& in) {
   load_fragment<T>(warp, slots.a, kM * kK, a);
   load_fragment<T>(warp, slots.b, kK * kN, b);
   load_sums<V, C>(warp, slots.c, kM * kN, d);
+  if constexpr (std::is_same_v<V, std::int32_t>) {
+    if (in.mode != 0) {  // .satfinite
+      for (int at = 0; at < kM * kN; ++at) {
+        std::int64_t sum = d[at];
+        for (int k = 0; k < kK; ++k) sum += std::int64_t{a[at / kN * kK + k]} * b[k * kN + at % kN];
+        d[at] = static_cast<std::int32_t>(std::clamp<std::int64_t>(sum, INT32_MIN, INT32_MAX));
+      }
+      return store_sums<V, D>(warp, slots.d, kM * kN, d);
+    }
+  }
   for (int m = 0; m < kM; ++m) {
     for (int k = 0; k < kK; ++k) {
       for (int n = 0; n < kN; ++n) multiply_add(d[m * kN + n], a[m * kK + k], b[k * kN + n]);
@@ -508,6 +526,11 @@ void register_wmma(HandlerRegistry& registry) {
   GPUSIM_WMMA("m8n32k16", 8, 32, 16);
   GPUSIM_WMMA_OPERANDS("m16n16k8", 16, 16, 8, "tf32", Tf32);
   GPUSIM_WMMA_SUMS("m16n16k8", 16, 16, "f32", float);
+  GPUSIM_WMMA_OPERANDS("m8n8k4", 8, 8, 4, "f64", double);
+  GPUSIM_WMMA_SUMS("m8n8k4", 8, 8, "f64", double);
+  add_handler(registry, "wmma.mma.m8n8k4.f64.f64.f64", "", wmma_multiply<double, double, double, 8, 8, 4>);
+  GPUSIM_WMMA_SUMS("m8n8k32", 8, 8, "s32", std::int32_t);  // their operands: tensor_seldom.cpp
+  GPUSIM_WMMA_SUMS("m8n8k128", 8, 8, "s32", std::int32_t);
   add_handler(registry, "wmma.mma.m16n16k8.f32.tf32.f32", "", wmma_multiply<Tf32, float, float, 16, 16, 8>);
 }
 
