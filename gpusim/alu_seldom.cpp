@@ -440,7 +440,7 @@ void register_flushed_half(HandlerRegistry& registry, const char* head) {
 /// f64 and pairs of f32 in one of the roundings. `names`: add, sub, mul, div, rcp, sqrt, fma, each with it.
 struct DirectedNames {
   const char *add, *subtract, *multiply, *divide, *reciprocal, *root, *fma;
-  const char *add_ftz, *multiply_ftz, *fma_ftz;
+  const char *add_ftz, *subtract_ftz, *multiply_ftz, *fma_ftz;
 };
 template <int kMode>
 void register_directed_pairs(HandlerRegistry& registry, const DirectedNames& names) {
@@ -453,6 +453,8 @@ void register_directed_pairs(HandlerRegistry& registry, const DirectedNames& nam
   add_handler(registry, names.fma, "f32x2", ternary_of<P, P, P, P, on_floats<directed_fma<kMode, float>, false>>);
   add_handler(registry, names.add_ftz, "f32x2",
               binary_of<P, P, P, on_floats<directed<kMode, Exact::add, float>, true>>);
+  add_handler(registry, names.subtract_ftz, "f32x2",
+              binary_of<P, P, P, on_floats<directed<kMode, Exact::subtract, float>, true>>);
   add_handler(registry, names.multiply_ftz, "f32x2",
               binary_of<P, P, P, on_floats<directed<kMode, Exact::multiply, float>, true>>);
   add_handler(registry, names.fma_ftz, "f32x2", ternary_of<P, P, P, P, on_floats<directed_fma<kMode, float>, true>>);
@@ -486,13 +488,13 @@ void register_odd_floats(HandlerRegistry& registry) {
   add_handler(registry, "fma.ftz", "f16", ternary_of<U, U, U, U, flushed_half_fma>);
   add_handler(registry, "fma.ftz", "f16x2", ternary_of<U, U, U, U, flushed_halves_fma>);
   register_directed<FE_TOWARDZERO>(registry, {"add.rz", "sub.rz", "mul.rz", "div.rz", "rcp.rz", "sqrt.rz", "fma.rz",
-                                              "add.rz.ftz", "mul.rz.ftz", "fma.rz.ftz"});
+                                              "add.rz.ftz", "sub.rz.ftz", "mul.rz.ftz", "fma.rz.ftz"});
   register_directed<FE_DOWNWARD>(registry, {"add.rm", "sub.rm", "mul.rm", "div.rm", "rcp.rm", "sqrt.rm", "fma.rm",
-                                            "add.rm.ftz", "mul.rm.ftz", "fma.rm.ftz"});
+                                            "add.rm.ftz", "sub.rm.ftz", "mul.rm.ftz", "fma.rm.ftz"});
   register_directed<FE_UPWARD>(registry, {"add.rp", "sub.rp", "mul.rp", "div.rp", "rcp.rp", "sqrt.rp", "fma.rp",
-                                          "add.rp.ftz", "mul.rp.ftz", "fma.rp.ftz"});
-  register_directed_pairs<FE_TONEAREST>(registry,
-                                        {"add", "sub", "mul", "", "", "", "fma", "add.ftz", "mul.ftz", "fma.ftz"});
+                                          "add.rp.ftz", "sub.rp.ftz", "mul.rp.ftz", "fma.rp.ftz"});
+  register_directed_pairs<FE_TONEAREST>(
+      registry, {"add", "sub", "mul", "", "", "", "fma", "add.ftz", "sub.ftz", "mul.ftz", "fma.ftz"});
   add_handler(registry, "testp.finite", "f64", test_double<is_finite64>);
   add_handler(registry, "testp.infinite", "f64", test_double<is_infinite64>);
   add_handler(registry, "testp.number", "f64", test_double<is_number64>);

@@ -1477,9 +1477,18 @@ class Lowering {
     refuse("atomic operation");
   }
 
+  /// Vectors may name their operation behind the type.
+  std::string_view atomic_type() const {
+    const auto& parts = current_->opcode;
+    const auto found =
+        std::find_if(parts.rbegin(), parts.rend(), [](std::string_view part) { return ptx::type_bytes(part) > 0; });
+    if (found == parts.rend()) refuse("type of ", head());
+    return *found;
+  }
+
   void atomic() {
     const bool returns = head() == "atom";
-    const std::string_view type = current_->type();
+    const std::string_view type = atomic_type();
     const int bytes = ptx::type_bytes(type);
     if (has("async")) return not_modelled();
     if (bytes <= 0) refuse("type .", type);
