@@ -1,8 +1,9 @@
 # CUDA programs, run by gpusim: nvcc from PATH, CUDA_HOME, /usr/local/cuda, or the wheels that scripts/deps unpacks into
 # .cache/cuda. Without one, CUDA is off and everything else is built.
 #
-# gpusim_program(NAME [ARCH 80] [DEFINITIONS ...] [OPTIONS ...] SOURCES a.cu b.cpp ...): an executable whose kernels the
-# simulator runs. ARCH: the PTX it carries, 80, 90 or 90a; several give several. OPTIONS go to nvcc.
+# gpusim_program(NAME [SEPARABLE] [ARCH 80] [DEFINITIONS ...] [OPTIONS ...] SOURCES a.cu b.cpp ...): an executable whose kernels the
+# simulator runs. ARCH: the PTX it carries, 80, 90 or 90a; several give several. OPTIONS go to nvcc. SEPARABLE: sources
+# see each other's device code (-rdc=true).
 option(DSV2_CUDA "Build what needs nvcc where there is one" ON)
 
 set(DSV2_HAVE_CUDA FALSE)
@@ -38,17 +39,21 @@ if(NOT CMAKE_CXX_COMPILER_ID STREQUAL GNU)
 endif()
 
 function(gpusim_program name)
-  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "ARCH;DEFINITIONS;OPTIONS;SOURCES")
+  cmake_parse_arguments(PARSE_ARGV 1 arg "SEPARABLE" "" "ARCH;DEFINITIONS;OPTIONS;SOURCES")
   if(NOT DSV2_HAVE_CUDA)
     message(FATAL_ERROR "gpusim_program(${name}): there is no nvcc; ask DSV2_HAVE_CUDA first")
   endif()
   if(NOT arg_ARCH)
     set(arg_ARCH 80)
   endif()
-  set(flags -std=c++20 -O2 -lineinfo -cudart none -ccbin "${DSV2_NVCC_HOST_COMPILER}" -Xcompiler=-fPIC)
+  set(link_flags -ccbin "${DSV2_NVCC_HOST_COMPILER}" -Xcompiler=-fPIC)
   foreach(arch IN LISTS arg_ARCH)
-    list(APPEND flags -gencode arch=compute_${arch},code=compute_${arch})
+    list(APPEND link_flags -gencode arch=compute_${arch},code=compute_${arch})
   endforeach()
+  set(flags -std=c++20 -O2 -lineinfo -cudart none ${link_flags})
+  if(arg_SEPARABLE)
+    list(APPEND flags -rdc=true)
+  endif()
   list(TRANSFORM arg_DEFINITIONS PREPEND -D)
   set(objects)
   foreach(source IN LISTS arg_SOURCES)
@@ -62,6 +67,13 @@ function(gpusim_program name)
       COMMENT "nvcc ${file} for ${name}")
     list(APPEND objects "${object}")
   endforeach()
+  if(arg_SEPARABLE)  # nvlink finds no machine code to join; its object says which PTX belongs together
+    set(linked "${CMAKE_CURRENT_BINARY_DIR}/${name}.dir/linked.o")
+    add_custom_command(OUTPUT "${linked}" DEPENDS ${objects} VERBATIM
+      COMMAND "${DSV2_NVCC}" -dlink -cudadevrt none ${link_flags} ${objects} -o "${linked}"
+      COMMENT "nvcc -dlink for ${name}")
+    list(APPEND objects "${linked}")
+  endif()
   add_executable(${name} ${objects})
   set_target_properties(${name} PROPERTIES LINKER_LANGUAGE CXX)
   target_link_libraries(${name} PRIVATE dsv2_gpusim_runtime)

@@ -67,6 +67,8 @@ class Module {
  public:
   /// Throws dsv2::Error with the line of PTX that it does not understand.
   static std::unique_ptr<Module> load(std::string_view ptx, DeviceMemory& memory);
+  /// One module of several texts that were compiled apart; at least one.
+  static std::unique_ptr<Module> link(std::span<const std::string> texts, DeviceMemory& memory);
   virtual ~Module() = default;
   virtual std::vector<std::string> kernels() const = 0;
   /// Null when the module has no such kernel. Throws dsv2::Error when its code cannot be lowered.

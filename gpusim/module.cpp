@@ -74,6 +74,7 @@ class LoadedModule final : public Module {
  private:
   void place(const std::string& name, const ptx::Variable& variable) {
     if (variable.space != ptx::Space::global && variable.space != ptx::Space::constant) return;
+    if (variable.external) return;  // no module defines it: who uses it is told so
     const std::size_t bytes = variable.bytes;
     const std::uint64_t address = memory_.allocate_variable(bytes, name);
     DSV2_CHECK(address != 0, "gpusim: no device memory left for ", name, ", ", bytes, " bytes");
@@ -552,6 +553,12 @@ Checks Checks::all() {
 
 std::unique_ptr<Module> Module::load(std::string_view ptx, DeviceMemory& memory) {
   return std::make_unique<LoadedModule>(ptx::parse(ptx), memory);
+}
+
+std::unique_ptr<Module> Module::link(std::span<const std::string> texts, DeviceMemory& memory) {
+  std::vector<std::unique_ptr<ptx::Module>> trees;
+  for (const std::string& text : texts) trees.push_back(ptx::parse(text));
+  return std::make_unique<LoadedModule>(ptx::link(std::move(trees)), memory);
 }
 
 LaunchResult launch(Module& module, std::string_view kernel, const LaunchConfig& config, DeviceMemory& memory,

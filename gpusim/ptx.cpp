@@ -224,21 +224,24 @@ class Parser {
 
   void declaration() {
     bool external = false;
+    bool internal = true;
     for (;;) {
-      if (eat(".extern") || eat(".common")) {
+      if (eat(".extern")) {
         external = true;
-      } else if (!eat(".visible") && !eat(".weak")) {
+      } else if (!eat(".visible") && !eat(".weak") && !eat(".common")) {
         break;
       }
+      internal = false;
     }
-    if (eat(".entry")) return function(true);
-    if (eat(".func")) return function(false);
+    if (eat(".entry")) return function(true, internal);
+    if (eat(".func")) return function(false, internal);
     const auto space = space_of(peek().text);
     if (!space) refuse("not understood");
     ++next_;
     do {
       Variable variable = declare_variable(*space);
       variable.external = external;
+      variable.internal = internal;
       const std::string name = variable.name;
       module_.variables.insert_or_assign(name, std::move(variable));
     } while (eat(","));
@@ -357,10 +360,11 @@ class Parser {
   }
 
   // ---- functions
-  void function(bool entry) {
+  void function(bool entry, bool internal) {
     auto made = std::make_unique<Function>();
     function_ = made.get();
     function_->entry = entry;
+    function_->internal = internal;
     scopes_.assign(1, {});
     scope_parents_.assign(1, -1);
     open_scopes_.assign(1, 0);

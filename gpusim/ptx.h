@@ -80,8 +80,9 @@ struct Variable {
   Space space = Space::global;
   std::size_t bytes = 0;
   std::size_t alignment = 1;
-  bool unsized = false;  ///< dynamic shared memory, or declared without an extent
-  bool external = false;
+  bool unsized = false;   ///< dynamic shared memory, or declared without an extent
+  bool external = false;  ///< declared here, defined in another module
+  bool internal = false;  ///< no other module sees it
   bool managed = false;
   std::vector<std::byte> initial = {};
   std::vector<Relocation> relocations = {};
@@ -91,6 +92,7 @@ struct Function {
   std::string name;
   bool entry = false;
   bool defined = false;
+  bool internal = false;        ///< no other module sees it
   std::vector<int> parameters;  ///< in `variables`
   std::vector<int> results;
   std::vector<Variable> variables;
@@ -110,7 +112,8 @@ struct Place {
 };
 
 struct Module {
-  std::string text;  ///< string_views point into it
+  std::string text;                     ///< string_views point into it
+  std::vector<std::string> more_texts;  ///< and into these, of modules that were linked in
   std::string version;
   std::string target;
   std::map<int, std::string> files;
@@ -124,5 +127,8 @@ struct Module {
 
 /// Throws dsv2::Error with the line of PTX that it does not understand.
 std::unique_ptr<Module> parse(std::string_view text);
+
+/// Modules of one program that were compiled apart, as one. There is at least one.
+std::unique_ptr<Module> link(std::vector<std::unique_ptr<Module>> modules);
 
 }  // namespace gpusim::ptx

@@ -44,7 +44,7 @@ struct Capture;
 
 /// A fat binary that the program registered; its PTX is read when something of it is first used.
 struct Image {
-  const std::byte* container = nullptr;
+  std::vector<const std::byte*> containers;  ///< several where nvlink joined objects
   std::unique_ptr<Module> module;
   std::optional<Refusal> broken;  ///< why it could not be loaded
 };
@@ -163,7 +163,7 @@ class State {
   }
 
   // --- programs (runtime_registration.cpp) ---
-  Image& add_image(const std::byte* container);
+  Image& add_image(std::vector<const std::byte*> containers);
   void add_kernel(const void* host, Image& image, std::string name);
   void add_variable(const void* host, HostVariable variable);
   /// By the address of the stub or by the cudaKernel_t itself. Refuses with cudaErrorInvalidDeviceFunction.
