@@ -41,6 +41,7 @@ template <class... Parts>
 }
 
 struct Capture;
+struct NodeParameters;
 
 /// A fat binary that the program registered; its PTX is read when something of it is first used.
 struct Image {
@@ -57,6 +58,10 @@ struct CUgraphNode_st {
   std::function<gpusim::Operation()> make;
   std::string signature;  ///< what an update must leave as it is: the direction of a copy
   std::vector<CUgraphNode_st*> after;
+  std::shared_ptr<gpusim::runtime::NodeParameters> parameters = nullptr;  ///< of one that was made by hand
+  cudaEvent_t event = nullptr;                                            ///< that it records or waits for
+  std::shared_ptr<CUgraph_st> child = nullptr;                            ///< that stands in its place
+  const CUgraphNode_st* original = nullptr;                               ///< whose copy it is
 };
 
 /// A kernel as the program knows it: the address of its host stub, or this structure's own (cudaKernel_t).
@@ -229,6 +234,9 @@ class State {
 
 /// cudaDeviceReset: graphs go, too (runtime_graphs.cpp).
 void forget_graphs();
+
+/// What events are stamped with (runtime_streams.cpp).
+double now_ms();
 
 /// What cudaDeviceSetLimit has set (runtime_device.cpp).
 std::size_t device_limit(cudaLimit limit);
