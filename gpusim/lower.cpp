@@ -1977,15 +1977,15 @@ class Lowering {
     const auto& parts = current_->opcode;
     const Shape size = shape();
     if (!has("sync")) refuse("form of wmma");
-    const std::string_view d = parts[parts.size() - (has("satfinite") ? 3 : 2)];
-    const std::string_view c = parts[parts.size() - (has("satfinite") ? 2 : 1)];
-    // f16 has .d.c only; the other types name .d.a.b.c
+    // The types are the last but for these: .d.c of f16, .d.a.b.c of the others.
+    std::size_t end = parts.size();
+    while (parts[end - 1] == "satfinite" || parts[end - 1] == "rn") --end;
+    const std::string_view c = parts[end - 1];
     std::string_view a = "f16";
-    std::string_view result = d;
     for (const std::string_view candidate : {"bf16", "tf32", "s8", "u8", "s4", "u4", "b1", "f64"}) {
       if (has(candidate)) a = candidate;
     }
-    if (a != "f16") result = parts[parts.size() - (has("satfinite") ? 5 : 4)];
+    const std::string_view result = parts[end - (a == "f16" ? 2 : 4)];
     start(dsv2::concat("wmma.mma.m", size.m, "n", size.n, "k", size.k, ".", result, ".", a, ".", c), Flow::sync);
     note_tensor(size, a);
     now().mode = integer_sum();

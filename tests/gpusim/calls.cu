@@ -119,7 +119,8 @@ __device__ __noinline__ int reversed_sum(int count) {
 }
 __global__ void on_stack(int* out) {
   int sum = 0;
-  for (int round = 0; round < 50; ++round) sum += reversed_sum(static_cast<int>(threadIdx.x) % 7 + 1);  // freed each time
+  for (int round = 0; round < 50; ++round)
+    sum += reversed_sum(static_cast<int>(threadIdx.x) % 7 + 1);  // freed each time
   out[threadIdx.x] = sum;
 }
 

@@ -1,4 +1,5 @@
-// Graphs that are built by hand: every kind of node, what they are told, read back and changed; clones, children, events.
+// Graphs that are built by hand: every kind of node, what they are told, read back and changed; clones, children,
+// events.
 #include <cstring>
 #include <fstream>
 #include <iterator>
@@ -55,7 +56,8 @@ int main(int, char** arguments) {
   launch.add = 0;
   SUCCEED(cudaGraphAddKernelNode(&second, graph, nullptr, 0, &kernel));
   SUCCEED(cudaGraphAddDependencies(graph, &first, &second, nullptr, 1));
-  SUCCEED(cudaGraphAddMemcpyNode1D(&copied, graph, &second, 1, host, device, count * sizeof(int), cudaMemcpyDeviceToHost));
+  SUCCEED(
+      cudaGraphAddMemcpyNode1D(&copied, graph, &second, 1, host, device, count * sizeof(int), cudaMemcpyDeviceToHost));
   cudaHostNodeParams call = {count_up, &counter};
   SUCCEED(cudaGraphAddHostNode(&told, graph, &copied, 1, &call));
   const int constants[4] = {5, 6, 7, 8};
