@@ -433,6 +433,8 @@ void yield(Warp& warp, const Instruction&) {
   warp.event = true;
 }
 
+void fence(Warp& warp, const Instruction&) { order_globally(warp); }
+
 void print(Warp& warp, const Instruction& in) { print_lanes(warp, in); }
 
 /// What stands for cycles and nanoseconds: the warp instructions of this launch so far, beyond all of earlier launches.
@@ -764,6 +766,7 @@ void register_control(HandlerRegistry& registry) {
   add_handler(registry, "bad_call", "", bad_call);
   add_handler(registry, "unsupported", "", unsupported);
   add_handler(registry, "nop", "", nothing);
+  add_handler(registry, "fence", "", fence);
   add_handler(registry, "yield", "", yield);
   add_handler(registry, "printf", "", print);
   add_handler(registry, "clock.b32", "", clock);

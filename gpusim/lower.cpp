@@ -167,16 +167,17 @@ class Lowering {
   }
 
  private:
-  /// How finely races in shared memory have to be told apart.
+  /// How finely races have to be told apart.
   void find_narrow_accesses() {
     for (std::size_t i = 0; i < program_->code.size(); ++i) {
       const std::string& key = program_->facts[i].key;
       const Instruction& in = program_->code[i];
-      const bool accesses =
-          key.starts_with("ld") || key.starts_with("st") || key.starts_with("atom") || key.starts_with("red");
-      const bool may_be_shared = in.space == ptx::Space::shared || in.space == ptx::Space::generic;
-      if (accesses && may_be_shared && in.bytes > 0)
-        program_->shared_cell_bytes = std::min<std::uint32_t>(program_->shared_cell_bytes, in.bytes);
+      const bool accesses = key.starts_with("ld") || key.starts_with("st") || key.starts_with("atom") ||
+                            key.starts_with("red") || key.starts_with("wmma.load") || key.starts_with("wmma.store");
+      if (!accesses || in.bytes == 0) continue;
+      const auto note = [&](std::uint32_t& cell) { cell = std::min<std::uint32_t>(cell, in.bytes); };
+      if (in.space == ptx::Space::shared || in.space == ptx::Space::generic) note(program_->shared_cell_bytes);
+      if (in.space == ptx::Space::global || in.space == ptx::Space::generic) note(program_->global_cell_bytes);
     }
   }
 
@@ -867,8 +868,8 @@ class Lowering {
         {"wmma", &Lowering::wmma},
         {"cp", &Lowering::copy_async},
         {"mapa", &Lowering::map_address},
-        {"membar", &Lowering::nothing},
-        {"fence", &Lowering::nothing},
+        {"membar", &Lowering::fence},
+        {"fence", &Lowering::fence},
         {"prefetch", &Lowering::nothing},
         {"prefetchu", &Lowering::nothing},
         {"discard", &Lowering::nothing},
@@ -1396,6 +1397,7 @@ class Lowering {
   void note_ordered_access() {
     if (!is_ordered_access()) return;
     now().flags |= kOrdered;
+    if (has("release")) now().flags |= kReleases;
     if (now().space == Space::global || now().space == Space::generic) program_->ordered = true;
   }
 
@@ -1506,6 +1508,7 @@ class Lowering {
     std::vector<std::int32_t> slots;
     for (const Operand& value : values) slots.push_back(source(value, width, type));
     if (operation == "cas") now().c = source(operand(first + 2), width, type);
+    if ((has("release") || has("acq_rel")) && !has("cta")) now().flags |= kReleases;
     bool used = false;
     if (returns) {
       for (const Operand& result : data(operand(0))) {
@@ -1556,6 +1559,12 @@ class Lowering {
   }
   void trap() { start("trap", Flow::control); }
   void nothing() { start("nop"); }
+  /// Between blocks a fence of the device or the system counts; the proxies are one here.
+  void fence() {
+    const bool within_block = has("cta") || modifier(1) == "proxy" || modifier(1) == "mbarrier_init";
+    start(within_block ? "nop" : "fence");
+    facts().kind = InstructionClass::barrier;
+  }
   void nanosleep() { start("yield", Flow::control); }
   void create_policy() {
     start("nop");
@@ -1966,6 +1975,7 @@ class Lowering {
     const auto elements = data(operand(loads ? 0 : 1));
     const int width = type == "f64" ? 8 : 4;
     now().elements = static_cast<std::uint8_t>(elements.size());
+    now().bytes = static_cast<std::uint8_t>(std::max(0, ptx::type_bytes(type)));
     if (operand_count() > 2) now().b = source(operand(2), 4);
     std::vector<std::int32_t> slots;
     for (const Operand& element : elements)

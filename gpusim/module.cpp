@@ -158,23 +158,26 @@ constexpr std::size_t kSectors = DeviceMemory::kArenaBytes / 32;
 
 /// Cells of global memory for the race check, kept from launch to launch: fresh pages cost more than the check.
 struct RaceTable {
-  SparseTable<GlobalCell> cells{DeviceMemory::kArenaBytes / 4};
+  explicit RaceTable(std::uint32_t width) : cell_bytes(width) {}
+  std::uint32_t cell_bytes;
+  SparseTable<GlobalCell> cells{DeviceMemory::kArenaBytes / cell_bytes};
   std::uint64_t next_number = 1;  ///< numbers below are those of earlier launches' blocks
 };
 
 /// Tables that no launch uses now.
 class RaceTables {
  public:
-  static std::unique_ptr<RaceTable> take(std::uint64_t blocks) {
+  static std::unique_ptr<RaceTable> take(std::uint64_t blocks, std::uint32_t cell_bytes) {
     constexpr std::uint64_t kNumbers = std::uint64_t{1} << 31;  // the top bit is a flag
     DSV2_CHECK(blocks < kNumbers / 2, "gpusim: too many blocks for the check of races between them");
     const std::lock_guard lock(mutex_);
-    while (!free_.empty()) {
-      std::unique_ptr<RaceTable> table = std::move(free_.back());
-      free_.pop_back();
-      if (table->next_number + blocks + 1 < kNumbers) return table;
-    }
-    return std::make_unique<RaceTable>();
+    std::erase_if(free_, [&](const auto& table) { return table->next_number + blocks + 1 >= kNumbers; });
+    const auto found =
+        std::find_if(free_.begin(), free_.end(), [&](const auto& table) { return table->cell_bytes == cell_bytes; });
+    if (found == free_.end()) return std::make_unique<RaceTable>(cell_bytes);
+    std::unique_ptr<RaceTable> table = std::move(*found);
+    free_.erase(found);
+    return table;
   }
   static void give_back(std::unique_ptr<RaceTable> table) {
     const std::lock_guard lock(mutex_);
@@ -214,11 +217,12 @@ class LaunchRun {
     }
     launch_.order = &order_;
     if (settings.checks.global_races) {
-      races_ = RaceTables::take(config.grid.count());
+      races_ = RaceTables::take(config.grid.count(), program().global_cell_bytes);
       launch_.global_cells = races_->cells.data();
       order_.base = static_cast<std::uint32_t>(races_->next_number);
       races_->next_number += config.grid.count() + 1;
-      order_.releases.resize(config.grid.count());
+      order_.epochs.assign(config.grid.count(), 0);
+      order_.published.resize(config.grid.count());
       order_.acquired.assign(config.grid.count(), 0);
     }
     // A frame here also holds what ptxas would keep in registers: the stack is larger than what was asked for.

@@ -68,6 +68,7 @@ static_assert(sizeof(Instruction) == 64);
 enum InstructionFlags : std::uint8_t {
   kSigned = 1,       ///< loads: extend the sign
   kNegated = 2,      ///< the source predicate is negated
+  kReleases = 2,     ///< memory: release, acq_rel
   kSaturate = 4,     ///< cvt
   kRelu = 8,         ///< cvt
   kFlush = 16,       ///< cvt: subnormals become zero
@@ -224,6 +225,7 @@ struct Program {
   std::size_t static_shared_bytes = 0;
   bool ordered = false;                 ///< the order of its blocks can be seen in the result
   std::uint32_t shared_cell_bytes = 4;  ///< of the narrowest access that may be to shared memory, at most 4
+  std::uint32_t global_cell_bytes = 4;  ///< the same of global memory
   bool copies_asynchronously = false;
   bool named_barriers = false;  ///< barriers of a part of the block: races are tracked warp by warp
 };
