@@ -219,6 +219,8 @@ class State {
   void reset();
   /// The end of the process: runs what is pending, reports; leaves with 1 where a check fired and `status` is 0.
   void finish(int status);
+  /// A signal ends the process: says what is known, without running what is pending.
+  void finish_by_signal(int signal);
 
  private:
   explicit State(Environment from);
@@ -230,6 +232,7 @@ class State {
   std::unordered_map<const void*, HostVariable> variables_;
   CUstream_st legacy_;
   bool finished_ = false;
+  void write_report();
 };
 
 /// cudaDeviceReset: graphs go, too (runtime_graphs.cpp).
