@@ -120,6 +120,7 @@ void State::reset() {
   events.clear();
   captures.clear();
   forget_graphs();
+  forget_pools();
   legacy_ = {};
   ++generation;
   sticky = cudaSuccess;

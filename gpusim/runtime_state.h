@@ -241,6 +241,15 @@ void forget_graphs();
 /// What events are stamped with (runtime_streams.cpp).
 double now_ms();
 
+/// Memory pools (runtime_pools.cpp): what cudaMallocAsync takes from; refuses where the pool has no room for `bytes`;
+/// an allocation that was made, and one that has gone.
+cudaMemPool_t current_pool();
+void check_pool(cudaMemPool_t pool, std::size_t bytes);
+void note_pool_allocation(cudaMemPool_t pool, std::uint64_t address, std::size_t bytes);
+void note_pool_release(std::uint64_t address);
+/// cudaDeviceReset: all pools but the default one go.
+void forget_pools();
+
 /// What cudaDeviceSetLimit has set (runtime_device.cpp).
 std::size_t device_limit(cudaLimit limit);
 
