@@ -3,8 +3,10 @@
 #include <cfenv>
 #include <cmath>
 #include <limits>
+#include <span>
 
 #include "gpusim_instruction.h"
+#include "model/error.h"
 
 namespace gpusim {
 namespace {
@@ -508,6 +510,62 @@ ret;
   EXPECT_EQ(big[1], 32u);
 }
 
+/// Matrix i, row r lies at lane 8i + r's address; lane l holds the pair l % 4 of row l / 4, or of column l / 4.
+TEST(GpusimSeldom, MatricesAreStoredAsTheyAreLoaded) {
+  for (const bool transposed : {false, true}) {
+    for (const int count : {1, 2, 4}) {
+      std::string list = "{";
+      for (int i = 0; i < count; ++i) list += (i == 0 ? "%r" : ", %r") + std::to_string(4 + i);
+      const std::string text = R"(.version 8.0
+.target sm_90
+.address_size 64
+.visible .entry f(.param .u64 from, .param .u64 to)
+{
+.reg .b32 %r<12>; .reg .b64 %rd<6>;
+.shared .align 16 .b8 tile[512];
+ld.param.u64 %rd1, [from]; ld.param.u64 %rd2, [to];
+mov.u32 %r1, %tid.x;
+mul.wide.u32 %rd3, %r1, 16;
+add.u64 %rd1, %rd1, %rd3; add.u64 %rd2, %rd2, %rd3;
+ld.global.v4.u32 {%r4, %r5, %r6, %r7}, [%rd1];
+mov.u32 %r2, tile;
+mad.lo.u32 %r3, %r1, 16, %r2;
+st.shared.v4.u32 [%r3], {0, 0, 0, 0};
+bar.warp.sync 0xffffffff;
+stmatrix.sync.aligned.m8n8.x)" +
+                               std::to_string(count) + (transposed ? ".trans" : "") + ".shared.b16 [%r3], " + list +
+                               R"(};
+bar.warp.sync 0xffffffff;
+ld.shared.v4.u32 {%r8, %r9, %r10, %r11}, [%r3];
+st.global.v4.u32 [%rd2], {%r8, %r9, %r10, %r11};
+ret;
+}
+)";
+      std::vector<uint32_t> registers(128);
+      for (std::size_t i = 0; i < registers.size(); ++i)
+        registers[i] = static_cast<uint32_t>((2 * i + 1) << 16 | 2 * i);
+      for (const std::string& isa : available_isas()) {
+        Simulated device(text);
+        device.settings.isa = isa;
+        auto* const out = reinterpret_cast<uint16_t*>(device.fresh<uint32_t>(128));
+        const LaunchResult result = device.run("f", {1}, {32}, device.put(registers), out);
+        ASSERT_EQ(text_of(result.findings), "") << text;
+        for (std::size_t matrix = 0; matrix < 4; ++matrix) {
+          for (std::size_t row = 0; row < 8; ++row) {
+            for (std::size_t column = 0; column < 8; ++column) {
+              const std::size_t of = transposed ? column : row, at = transposed ? row : column;
+              const std::size_t lane = of * 4 + at / 2;
+              const uint32_t word = registers[lane * 4 + matrix];
+              const uint32_t expected = matrix < static_cast<std::size_t>(count) ? word >> (16 * (at % 2)) & 0xffff : 0;
+              ASSERT_EQ(out[(matrix * 8 + row) * 8 + column], expected) << count << transposed << isa;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST(GpusimSeldom, ClocksAreTheSameInEveryRun) {
   const std::string text = R"(.version 8.0
 .target sm_80
@@ -540,6 +598,54 @@ ret;
     EXPECT_GT(seen[65], seen[1]);  // the next block runs later
   }
   EXPECT_EQ(runs[0], runs[1]);
+}
+
+/// Two modules: a function and a variable by name, and a private string that both have.
+TEST(GpusimSeldom, ModulesAreJoinedByName) {
+  const std::string header = ".version 8.0\n.target sm_80\n.address_size 64\n";
+  const std::string texts[] = {header + R"(.extern .func (.param .b32 result) twice(.param .b32 value);
+.extern .global .align 4 .u32 shared_number;
+.global .align 4 .u32 own = 5;
+.visible .entry f(.param .u64 to)
+{
+.reg .b32 %r<6>; .reg .b64 %rd<2>;
+ld.param.u64 %rd1, [to];
+{ .param .b32 p; .param .b32 q;
+st.param.b32 [p], 21;
+call (q), twice, (p);
+ld.param.b32 %r1, [q]; }
+ld.global.u32 %r2, [shared_number];
+ld.global.u32 %r3, [own];
+st.global.u32 [%rd1], %r1; st.global.u32 [%rd1+4], %r2; st.global.u32 [%rd1+8], %r3;
+ret;
+}
+)",
+                               header + R"(.visible .global .align 4 .u32 shared_number = 77;
+.global .align 4 .u32 own = 9;
+.visible .func (.param .b32 result) twice(.param .b32 value)
+{
+.reg .b32 %r<4>;
+ld.param.b32 %r1, [value];
+ld.global.u32 %r2, [own];
+mad.lo.u32 %r3, %r1, 2, %r2;
+st.param.b32 [result], %r3;
+ret;
+}
+)"};
+  DeviceMemory memory(std::size_t{1} << 30, true);
+  const auto module = Module::link(texts, memory);
+  const std::uint64_t out = memory.allocate(12, "cudaMalloc");
+  LaunchConfig config;
+  config.parameters = std::as_bytes(std::span(&out, 1));
+  Settings settings;
+  settings.checks = Checks::all();
+  const LaunchResult result = launch(*module, "f", config, memory, DeviceModel{}, settings);
+  ASSERT_EQ(text_of(result.findings), "");
+  const auto* numbers = reinterpret_cast<const uint32_t*>(out);
+  EXPECT_EQ(numbers[0], 51u);  // by its own `own`
+  EXPECT_EQ(numbers[1], 77u);
+  EXPECT_EQ(numbers[2], 5u);
+  EXPECT_THROW(Module::link({}, memory), dsv2::Error);
 }
 
 TEST(GpusimSeldom, WhatIsNotModelledIsRefusedByName) {
