@@ -47,9 +47,12 @@ void with_rounding(std::uint8_t mode, Body body) {
 template <class D, class S>
 D clamp_to(S value) {
   using Both = __int128;
+  // The sign of a char counts here.
+  // NOLINTBEGIN(bugprone-signed-char-misuse)
   const Both low = std::numeric_limits<D>::min();
   const Both high = std::numeric_limits<D>::max();
   const Both wide = value;
+  // NOLINTEND(bugprone-signed-char-misuse)
   return static_cast<D>(wide < low ? low : wide > high ? high : wide);
 }
 
@@ -72,7 +75,8 @@ template <class D, bool kNanIsTopBit, class V>
 D to_integer(V value) {
   // The first value above the range is a power of two, so it is exact.
   constexpr V kLow = static_cast<V>(std::numeric_limits<D>::min());
-  constexpr V kAbove = static_cast<V>(std::numeric_limits<D>::max() / 2 + 1) * 2;
+  constexpr D kHalf = std::numeric_limits<D>::max() / 2 + 1;
+  constexpr V kAbove = static_cast<V>(kHalf) * 2;
   const bool high = value >= kAbove;
   const bool low = value <= kLow;
   const V inside = high || low || value != value ? V{0} : value;

@@ -1,7 +1,7 @@
 #include "gpusim/runtime_state.h"
 
-#include <signal.h>
 #include <unistd.h>
+#include <csignal>
 
 #include <cstdio>
 #include <cstdlib>
