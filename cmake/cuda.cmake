@@ -38,17 +38,28 @@ if(NOT CMAKE_CXX_COMPILER_ID STREQUAL GNU)
   set(DSV2_NVCC_HOST_COMPILER "${DSV2_GXX}")
 endif()
 
-function(gpusim_program name)
-  cmake_parse_arguments(PARSE_ARGV 1 arg "SEPARABLE" "" "ARCH;DEFINITIONS;OPTIONS;SOURCES")
+find_library(DSV2_CUDART cudart_static HINTS "${folder}/lib64" "${folder}/lib" "${folder}/targets/x86_64-linux/lib"
+                                       NO_DEFAULT_PATH)
+
+# cuda_objects(VARIABLE [SEPARABLE] [ARCH 80] [SASS 90 ...] [DEFINITIONS ...] [OPTIONS ...] SOURCES ...): compiles them
+# with nvcc and puts the object files into VARIABLE. ARCH: PTX of these; SASS: machine code of these. OPTIONS go to nvcc.
+function(cuda_objects variable)
+  cmake_parse_arguments(PARSE_ARGV 1 arg "SEPARABLE" "FOLDER" "ARCH;SASS;DEFINITIONS;OPTIONS;SOURCES")
   if(NOT DSV2_HAVE_CUDA)
-    message(FATAL_ERROR "gpusim_program(${name}): there is no nvcc; ask DSV2_HAVE_CUDA first")
+    message(FATAL_ERROR "cuda_objects(${variable}): there is no nvcc; ask DSV2_HAVE_CUDA first")
   endif()
   if(NOT arg_ARCH)
     set(arg_ARCH 80)
   endif()
+  if(NOT arg_FOLDER)
+    set(arg_FOLDER ${variable})
+  endif()
   set(link_flags -ccbin "${DSV2_NVCC_HOST_COMPILER}" -Xcompiler=-fPIC)
   foreach(arch IN LISTS arg_ARCH)
     list(APPEND link_flags -gencode arch=compute_${arch},code=compute_${arch})
+  endforeach()
+  foreach(arch IN LISTS arg_SASS)
+    list(APPEND link_flags -gencode arch=compute_${arch},code=sm_${arch})
   endforeach()
   set(flags -std=c++20 -O2 -lineinfo -cudart none ${link_flags})
   if(arg_SEPARABLE)
@@ -59,21 +70,32 @@ function(gpusim_program name)
   foreach(source IN LISTS arg_SOURCES)
     cmake_path(ABSOLUTE_PATH source BASE_DIRECTORY "${CMAKE_CURRENT_SOURCE_DIR}")
     cmake_path(GET source FILENAME file)
-    set(object "${CMAKE_CURRENT_BINARY_DIR}/${name}.dir/${file}.o")
+    set(object "${CMAKE_CURRENT_BINARY_DIR}/${arg_FOLDER}.dir/${file}.o")
     add_custom_command(OUTPUT "${object}" DEPENDS "${source}" DEPFILE "${object}.d" VERBATIM
-      COMMAND "${CMAKE_COMMAND}" -E make_directory "${CMAKE_CURRENT_BINARY_DIR}/${name}.dir"
+      COMMAND "${CMAKE_COMMAND}" -E make_directory "${CMAKE_CURRENT_BINARY_DIR}/${arg_FOLDER}.dir"
       COMMAND "${DSV2_NVCC}" ${flags} ${arg_DEFINITIONS} ${arg_OPTIONS} "-I${PROJECT_SOURCE_DIR}"
               -MD -MF "${object}.d" -c "${source}" -o "${object}"
-      COMMENT "nvcc ${file} for ${name}")
+      COMMENT "nvcc ${file} for ${arg_FOLDER}")
     list(APPEND objects "${object}")
   endforeach()
   if(arg_SEPARABLE)  # nvlink finds no machine code to join; its object says which PTX belongs together
-    set(linked "${CMAKE_CURRENT_BINARY_DIR}/${name}.dir/linked.o")
+    set(linked "${CMAKE_CURRENT_BINARY_DIR}/${arg_FOLDER}.dir/linked.o")
     add_custom_command(OUTPUT "${linked}" DEPENDS ${objects} VERBATIM
       COMMAND "${DSV2_NVCC}" -dlink -cudadevrt none ${link_flags} ${objects} -o "${linked}"
-      COMMENT "nvcc -dlink for ${name}")
+      COMMENT "nvcc -dlink for ${arg_FOLDER}")
     list(APPEND objects "${linked}")
   endif()
+  set(${variable} ${objects} PARENT_SCOPE)
+endfunction()
+
+function(gpusim_program name)
+  cmake_parse_arguments(PARSE_ARGV 1 arg "SEPARABLE" "" "ARCH;DEFINITIONS;OPTIONS;SOURCES")
+  set(separable)
+  if(arg_SEPARABLE)
+    set(separable SEPARABLE)
+  endif()
+  cuda_objects(objects ${separable} FOLDER ${name} ARCH ${arg_ARCH} DEFINITIONS ${arg_DEFINITIONS}
+               OPTIONS ${arg_OPTIONS} SOURCES ${arg_SOURCES})
   add_executable(${name} ${objects})
   set_target_properties(${name} PROPERTIES LINKER_LANGUAGE CXX)
   target_link_libraries(${name} PRIVATE dsv2_gpusim_runtime)

@@ -2,8 +2,10 @@
 // lane by lane.
 #include <algorithm>
 
+#include "gpusim/async_copy.h"
 #include "gpusim/handlers.h"
 #include "gpusim/lanes.h"
+#include "gpusim/shared_watch.h"
 
 namespace gpusim::DSV2_ISA {
 namespace {
@@ -119,6 +121,24 @@ std::uint64_t shared_host_address(Warp& warp, std::uint64_t offset) {
   return reinterpret_cast<std::uint64_t>(block->shared.data()) + (offset & ((1u << kClusterRankShift) - 1));
 }
 
+/// Checks of an access whose lanes all lie within the block's shared memory and are aligned.
+void watch_shared(Warp& warp, const Instruction& in, Addresses& addresses, int bytes, Access access) {
+  SharedOffsets offsets;
+  const auto fallback = static_cast<std::uint32_t>(addresses.at[std::countr_zero(addresses.mask)]);
+  offsets.mask = addresses.mask;
+  offsets.least = fallback;
+  offsets.most = fallback;
+  for (int l = 0; l < kWarpLanes; ++l) {
+    const bool takes_part = (addresses.mask & kLaneBits.bit[l]) != 0;
+    const std::uint32_t at = takes_part ? static_cast<std::uint32_t>(addresses.at[l]) : fallback;
+    offsets.at[l] = at;
+    offsets.least = at < offsets.least ? at : offsets.least;
+    offsets.most = at > offsets.most ? at : offsets.most;
+  }
+  if (!is_plainly_right(warp, in, offsets, static_cast<std::uint32_t>(bytes), access))
+    observe_shared(warp, in, addresses, bytes, access);
+}
+
 /// Shared memory: offsets become host addresses.
 template <bool kInstrumented>
 void resolve_shared(Warp& warp, const Instruction& in, Addresses& addresses, int bytes, Access access) {
@@ -142,7 +162,7 @@ void resolve_shared(Warp& warp, const Instruction& in, Addresses& addresses, int
          [&](std::uint32_t lanes_) { misaligned_access(warp, in, lanes_, addresses.at, bytes); });
     if (addresses.mask == 0) return;
   }
-  if constexpr (kInstrumented) observe_shared(warp, in, addresses, bytes, access);
+  if constexpr (kInstrumented) watch_shared(warp, in, addresses, bytes, access);
   if (block.cluster.empty()) {
     const auto base = reinterpret_cast<std::uint64_t>(block.shared.data());
     for (int l = 0; l < kWarpLanes; ++l) addresses.at[l] += base;
@@ -322,16 +342,18 @@ void load_elements(Warp& warp, const Instruction& in, const Addresses& addresses
 
 /// Offsets of all 32 lanes in the block's own shared memory; false where one is out of bounds, misaligned or another
 /// block's: the general path sorts that out.
-inline bool shared_offsets(Warp& warp, const Instruction& in, std::uint32_t bytes, std::uint32_t* offsets) {
+inline bool shared_offsets(Warp& warp, const Instruction& in, std::uint32_t bytes, SharedOffsets& offsets) {
   const Block& block = *warp.block;
   if (warp.exec != kAllLanes || !block.cluster.empty() || block.shared_end < kSharedBase + bytes) return false;
   const auto offset = static_cast<std::uint32_t>(in.immediate);
-  std::uint32_t most = 0;
+  std::int32_t least = INT32_MAX;  // signed: what SSE2 has comparisons for; what is beyond is below kSharedBase
+  std::int32_t most = 0;
   std::uint32_t low = 0;
   const auto note = [&](int l, std::uint32_t at) {
-    offsets[l] = at;
-    const std::uint32_t beyond = at - kSharedBase;
-    most = beyond > most ? beyond : most;
+    const auto value = static_cast<std::int32_t>(at);
+    offsets.at[l] = at;
+    least = value < least ? value : least;
+    most = value > most ? value : most;
     low |= at;
   };
   if (in.address_bytes == 8) {
@@ -341,7 +363,11 @@ inline bool shared_offsets(Warp& warp, const Instruction& in, std::uint32_t byte
     const auto* a = lanes<std::uint32_t>(warp, in.a);
     for (int l = 0; l < kWarpLanes; ++l) note(l, a[l] + offset);
   }
-  return most <= block.shared_end - kSharedBase - bytes && (low & (bytes - 1)) == 0;
+  offsets.mask = kAllLanes;
+  offsets.least = static_cast<std::uint32_t>(least);
+  offsets.most = static_cast<std::uint32_t>(most);
+  return least >= static_cast<std::int32_t>(kSharedBase) && offsets.most <= block.shared_end - bytes &&
+         (low & (bytes - 1)) == 0;
 }
 
 /// 32-bit elements at all lanes' offsets. Groups of lanes mostly read side by side or one element: gathers are slow.
@@ -383,28 +409,31 @@ inline void gather_words(std::uint32_t* to, const std::byte* base, const std::ui
 #endif
 }
 
-/// ld.shared of 32-bit elements by all lanes, where nobody looks on.
-inline bool load_shared_words(Warp& warp, const Instruction& in) {
-  alignas(64) std::uint32_t offsets[kWarpLanes];
-  if (!shared_offsets(warp, in, 4u * in.elements, offsets)) return false;
+/// ld.shared of 32-bit elements by all lanes; false where there may be something to complain about.
+template <bool kInstrumented>
+bool load_shared_words(Warp& warp, const Instruction& in) {
+  SharedOffsets offsets;
+  const std::uint32_t bytes = 4u * in.elements;
+  if (!shared_offsets(warp, in, bytes, offsets)) return false;
+  if (kInstrumented && !is_plainly_right(warp, in, offsets, bytes, Access::read)) return false;
   const std::byte* const base = warp.block->shared.data();
   const std::int32_t* const slots = warp.lists + in.list;
 #if defined(__SSE2__)
   if (in.elements == 4) {
-    load_quads(warp, slots, [=](int l) { return base + offsets[l]; });
+    load_quads(warp, slots, [&](int l) { return base + offsets.at[l]; });
     return true;
   }
 #endif
   for (int i = 0; i < in.elements; ++i) {
-    if (slots[i] >= 0) gather_words(lanes<std::uint32_t>(warp, slots[i]), base + 4 * i, offsets);
+    if (slots[i] >= 0) gather_words(lanes<std::uint32_t>(warp, slots[i]), base + 4 * i, offsets.at);
   }
   return true;
 }
 
 template <class T, class R, Space kSpace, bool kInstrumented>
 void load(Warp& warp, const Instruction& in) {
-  if constexpr (kSpace == Space::shared && !kInstrumented && sizeof(T) == 4 && sizeof(R) == 4) {
-    if (load_shared_words(warp, in)) return;
+  if constexpr (kSpace == Space::shared && sizeof(T) == 4 && sizeof(R) == 4) {
+    if (load_shared_words<kInstrumented>(warp, in)) return;
   }
   Addresses addresses;
   resolve<kSpace, kInstrumented>(warp, in, addresses, static_cast<int>(sizeof(T)) * in.elements, Access::read);
@@ -425,22 +454,25 @@ void store_element(Warp& warp, std::int32_t slot, const Addresses& addresses, in
   for_lanes(addresses.mask, [&](int l) { store_to<T>(addresses.at[l] + offset, static_cast<T>(from[l])); });
 }
 
-/// st.shared of 32-bit elements by all lanes, where nobody looks on.
-inline bool store_shared_words(Warp& warp, const Instruction& in) {
-  alignas(64) std::uint32_t offsets[kWarpLanes];
-  if (!shared_offsets(warp, in, 4u * in.elements, offsets)) return false;
+/// st.shared of 32-bit elements by all lanes; false where there may be something to complain about.
+template <bool kInstrumented>
+bool store_shared_words(Warp& warp, const Instruction& in) {
+  SharedOffsets offsets;
+  const std::uint32_t bytes = 4u * in.elements;
+  if (!shared_offsets(warp, in, bytes, offsets)) return false;
+  if (kInstrumented && !is_plainly_right(warp, in, offsets, bytes, Access::write)) return false;
   std::byte* const base = warp.block->shared.data();
   for (int i = 0; i < in.elements; ++i) {
     const auto* from = lanes<std::uint32_t>(warp, warp.lists[in.list + i]);
-    for (int l = 0; l < kWarpLanes; ++l) std::memcpy(base + offsets[l] + 4 * i, from + l, 4);
+    for (int l = 0; l < kWarpLanes; ++l) std::memcpy(base + offsets.at[l] + 4 * i, from + l, 4);
   }
   return true;
 }
 
 template <class T, class R, Space kSpace, bool kInstrumented>
 void store(Warp& warp, const Instruction& in) {
-  if constexpr (kSpace == Space::shared && !kInstrumented && sizeof(T) == 4 && sizeof(R) == 4) {
-    if (store_shared_words(warp, in)) return;
+  if constexpr (kSpace == Space::shared && sizeof(T) == 4 && sizeof(R) == 4) {
+    if (store_shared_words<kInstrumented>(warp, in)) return;
   }
   Addresses addresses;
   resolve<kSpace, kInstrumented>(warp, in, addresses, static_cast<int>(sizeof(T)) * in.elements, Access::write);
@@ -448,6 +480,70 @@ void store(Warp& warp, const Instruction& in) {
   for (int i = 0; i < in.elements; ++i) {
     store_element<T, R>(warp, warp.lists[in.list + i], addresses, i, in.elements);
   }
+}
+
+// ---- cp.async
+
+/// Whether the lines of global memory that the lanes read are known to be good throughout.
+inline bool lines_are_good(const Machine& machine, const Addresses& addresses) {
+  if (!machine.checks.any_global() || !machine.launch->memory->has_shadow()) return true;
+  const std::uint8_t* const lines = machine.launch->memory->line(machine.arena_base);
+  std::uint8_t common = 0xff;
+  for (int l = 0; l < kWarpLanes; ++l) common &= lines[(addresses.at[l] - machine.arena_base) / DeviceMemory::kLine];
+  const auto wanted = static_cast<std::uint8_t>(Byte::initialised);
+  return (common & wanted) == wanted;
+}
+
+/// Whole copies of kBytes a lane of which all is plainly right. False, and nothing done, where it is not.
+template <std::uint32_t kBytes>
+bool copy_whole(Warp& warp, const Instruction& in) {
+  Machine& machine = *warp.machine;
+  Block& block = *warp.block;
+  const auto* a = lanes<std::uint32_t>(warp, in.a);
+  const auto* c = lanes<std::uint64_t>(warp, in.c);
+  const int some = std::countr_zero(warp.exec);
+  SharedOffsets to{.at = {}, .mask = warp.exec, .least = kAllLanes, .most = 0};
+  Addresses from;
+  from.mask = warp.exec;
+  std::uint64_t outside = 0;
+  std::uint64_t low = 0;
+  for (int l = 0; l < kWarpLanes; ++l) {
+    const bool takes_part = (warp.exec & kLaneBits.bit[l]) != 0;
+    to.at[l] = (takes_part ? a[l] : a[some]) + static_cast<std::uint32_t>(in.immediate);
+    from.at[l] = (takes_part ? c[l] : c[some]) + static_cast<std::uint64_t>(std::int64_t{in.target});
+    to.least = to.at[l] < to.least ? to.at[l] : to.least;
+    to.most = to.at[l] > to.most ? to.at[l] : to.most;
+    outside |= static_cast<std::uint64_t>(from.at[l] - machine.arena_base > DeviceMemory::kArenaBytes - kBytes);
+    low |= from.at[l] | to.at[l];
+  }
+  if (outside != 0 || (low & (kBytes - 1)) != 0) return false;
+  if (to.least < kSharedBase || std::uint64_t{to.most} + kBytes > block.shared_end) return false;
+  if (machine.observes) {
+    std::uint32_t groups = 0;
+    for (int l = 0; l < kWarpLanes; ++l)
+      groups |= (warp.copy_groups[l] ^ warp.copy_groups[some]) & ((warp.exec & kLaneBits.bit[l]) != 0 ? kAllLanes : 0u);
+    if (groups != 0 || !lines_are_good(machine, from)) return false;
+    if (!is_plainly_right(warp, in, to, kBytes, Access::write)) return false;
+    if (machine.checks.global_races || machine.touched) observe_global(warp, in, from, kBytes, Access::read);
+    if (machine.checks.async_copies) {
+      std::uint8_t* const states = block.shared_state.data();
+      for_lanes(warp.exec, [&](int l) { std::memset(states + to.at[l], kSharedPending, kBytes); });
+      postpone_copy(warp, warp.exec, kBytes, to.at, from.at);
+      return true;
+    }
+  }
+  std::byte* const shared = block.shared.data();
+  for_lanes(warp.exec,
+            [&](int l) { std::memcpy(shared + to.at[l], reinterpret_cast<const void*>(from.at[l]), kBytes); });
+  return true;
+}
+
+void copy(Warp& warp, const Instruction& in) {
+  const bool whole = in.b < 0 && in.mode == 0 && in.address_bytes == 4 && warp.block->cluster.empty();
+  const bool done = whole && (in.bytes == 16  ? copy_whole<16>(warp, in)
+                              : in.bytes == 8 ? copy_whole<8>(warp, in)
+                                              : copy_whole<4>(warp, in));
+  if (!done) copy_async(warp, in);
 }
 
 // ---- atomics: lanes one after the other, the lowest first
@@ -676,6 +772,8 @@ void register_memory(HandlerRegistry& registry) {
   add_store<std::uint32_t, std::uint64_t>(registry, "u32.r8");
   add_store<std::uint64_t, std::uint64_t>(registry, "u64.r8");
   add_store<unsigned __int128, unsigned __int128>(registry, "u128.r16");
+
+  add_handler(registry, "cp.async", "", copy);
 
   add_integer_atomics<AtomicAdd>(registry, "atom.add");
   add_integer_atomics<AtomicMinimum>(registry, "atom.min");

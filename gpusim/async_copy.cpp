@@ -13,7 +13,7 @@ namespace {
 template <class T>
 T read_lane(const Warp& warp, std::int32_t slot, int lane) {
   T value{};
-  std::memcpy(&value, warp.base[slot & 1] + (slot & ~1) + sizeof(T) * static_cast<std::size_t>(lane), sizeof value);
+  std::memcpy(&value, warp.base + slot + sizeof(T) * static_cast<std::size_t>(lane), sizeof value);
   return value;
 }
 
@@ -72,52 +72,66 @@ Addresses sources(Warp& warp, const Instruction& in, std::uint32_t mask) {
   return result;
 }
 
-void perform(Warp& warp, const PendingCopy& copy) {
-  std::byte* const to = warp.block->shared.data() + copy.destination;
-  if (copy.source_bytes > 0) std::memcpy(to, reinterpret_cast<const void*>(copy.source), copy.source_bytes);
-  std::memset(to + copy.source_bytes, 0, static_cast<std::size_t>(copy.bytes - copy.source_bytes));
-  if (!warp.block->shared_state.empty()) {
-    std::memset(&warp.block->shared_state[copy.destination], kSharedInitialised, copy.bytes);
-  }
-}
-
-/// Whole copies that nobody looks at, all within bounds: performed at once. False where any of that does not hold.
+/// Whole copies of kBytes by the lanes of `mask`.
 template <std::size_t kBytes>
-bool copy_at_once(Warp& warp, const Instruction& in) {
-  const auto* to = reinterpret_cast<const std::uint32_t*>(warp.base[in.a & 1] + (in.a & ~1));
-  const auto* from = reinterpret_cast<const std::uint64_t*>(warp.base[in.c & 1] + (in.c & ~1));
-  const std::uint64_t arena = warp.machine->arena_base;
-  const std::uint64_t shared_last = warp.block->shared_end - kSharedBase - kBytes;
-  std::uint64_t bad = 0;
-  std::uint32_t offsets[kWarpLanes];
-  std::uint64_t sources[kWarpLanes];
-  for (int l = 0; l < kWarpLanes; ++l) {
-    offsets[l] = to[l] + static_cast<std::uint32_t>(in.immediate);
-    sources[l] = from[l] + static_cast<std::uint64_t>(std::int64_t{in.target});
-    const bool outside = std::uint64_t{offsets[l] - kSharedBase} > shared_last ||
-                         sources[l] - arena > DeviceMemory::kArenaBytes - kBytes;
-    const bool misaligned = ((offsets[l] | sources[l]) & (kBytes - 1)) != 0;
-    bad |= (warp.exec >> l & 1u) & static_cast<std::uint64_t>(outside || misaligned);
-  }
-  if (bad != 0) return false;
-  std::byte* const base = warp.block->shared.data();
-  for (std::uint32_t mask = warp.exec; mask != 0; mask &= mask - 1) {
-    const int lane = std::countr_zero(mask);
-    std::memcpy(base + offsets[lane], reinterpret_cast<const void*>(sources[lane]), kBytes);
-  }
-  return true;
+void perform_whole(const PendingCopy& copy, std::uint32_t mask, std::byte* shared, std::uint8_t* states) {
+  for_lanes(mask, [&](int lane) {
+    const auto l = static_cast<std::size_t>(lane);
+    std::memcpy(shared + copy.destination[l], reinterpret_cast<const void*>(copy.source[l]), kBytes);
+  });
+  if (states == nullptr) return;
+  for_lanes(mask, [&](int lane) {
+    std::memset(states + copy.destination[static_cast<std::size_t>(lane)], kSharedInitialised, kBytes);
+  });
 }
 
-bool copy_at_once(Warp& warp, const Instruction& in) {
-  const Machine& machine = *warp.machine;
-  if (machine.observes || in.b >= 0 || in.mode != 0 || in.address_bytes != 4) return false;
-  if (warp.block->shared_end < kSharedBase + 16) return false;
-  if (in.bytes == 16) return copy_at_once<16>(warp, in);
-  return in.bytes == 8 ? copy_at_once<8>(warp, in) : copy_at_once<4>(warp, in);
+void perform(Warp& warp, const PendingCopy& copy, std::uint32_t mask) {
+  std::byte* const shared = warp.block->shared.data();
+  std::uint8_t* const states = warp.block->shared_state.empty() ? nullptr : warp.block->shared_state.data();
+  if (copy.whole && copy.bytes == 16) return perform_whole<16>(copy, mask, shared, states);
+  if (copy.whole && copy.bytes == 8) return perform_whole<8>(copy, mask, shared, states);
+  if (copy.whole) return perform_whole<4>(copy, mask, shared, states);
+  for_lanes(mask, [&](int lane) {
+    const auto l = static_cast<std::size_t>(lane);
+    std::byte* const to = shared + copy.destination[l];
+    const std::size_t read = copy.source_bytes[l];
+    if (read > 0) std::memcpy(to, reinterpret_cast<const void*>(copy.source[l]), read);
+    std::memset(to + read, 0, copy.bytes - read);
+    if (states != nullptr) std::memset(states + copy.destination[l], kSharedInitialised, copy.bytes);
+  });
 }
+
+/// Leaves the copy to its wait: a record for each group that its lanes are in, mostly one.
+void postpone(Warp& warp, PendingCopy copy) {
+  std::uint8_t* const states = warp.block->shared_state.empty() ? nullptr : warp.block->shared_state.data();
+  if (states != nullptr) {
+    for_lanes(copy.mask, [&](int lane) {
+      std::memset(states + copy.destination[static_cast<std::size_t>(lane)], kSharedPending, copy.bytes);
+    });
+  }
+  for (std::uint32_t left = copy.mask; left != 0; left &= ~copy.mask) {
+    copy.group = warp.copy_groups[static_cast<std::size_t>(std::countr_zero(left))];
+    copy.mask = 0;
+    for_lanes(left, [&](int lane) {
+      copy.mask |= static_cast<std::uint32_t>(warp.copy_groups[static_cast<std::size_t>(lane)] == copy.group) << lane;
+    });
+    warp.copies.push_back(copy);
+  }
+}
+
+void commit(Warp& warp, const Instruction&) {
+  for (std::size_t l = 0; l < kWarpLanes; ++l) warp.copy_groups[l] += warp.exec >> l & 1u;
+}
+
+void wait_group(Warp& warp, const Instruction& in) {
+  finish_copies(warp, warp.exec, static_cast<std::uint32_t>(in.immediate), true);
+}
+
+void wait_all(Warp& warp, const Instruction&) { finish_copies(warp, warp.exec, 0, false); }
+
+}  // namespace
 
 void copy_async(Warp& warp, const Instruction& in) {
-  if (copy_at_once(warp, in)) return;
   Machine& machine = *warp.machine;
   Addresses to = destinations(warp, in);
   Addresses from = sources(warp, in, to.mask);
@@ -131,51 +145,47 @@ void copy_async(Warp& warp, const Instruction& in) {
   }
   to.mask &= from.mask | zeros;
   if (instrumented && to.mask != 0) observe_shared(warp, in, to, in.bytes, Access::write);
-  for (std::uint32_t mask = to.mask; mask != 0; mask &= mask - 1) {
-    const int lane = std::countr_zero(mask);
-    const PendingCopy copy{.source = from.at[lane],
-                           .destination = static_cast<std::uint32_t>(to.at[lane]),
-                           .bytes = in.bytes,
-                           .source_bytes = source_bytes(warp, in, lane),
-                           .lane = static_cast<std::uint8_t>(lane),
-                           .group = warp.copy_groups[static_cast<std::size_t>(lane)],
-                           .at = machine.index_of(in)};
-    if (!machine.checks.async_copies) {
-      perform(warp, copy);
-      continue;
-    }
-    if (!warp.block->shared_state.empty())
-      std::memset(&warp.block->shared_state[copy.destination], kSharedPending, copy.bytes);
-    warp.copies.push_back(copy);
-  }
+  if (to.mask == 0) return;
+  PendingCopy copy;
+  copy.mask = to.mask;
+  copy.bytes = in.bytes;
+  copy.whole = false;
+  for_lanes(to.mask, [&](int lane) {
+    const auto l = static_cast<std::size_t>(lane);
+    copy.source[l] = from.at[lane];
+    copy.destination[l] = static_cast<std::uint32_t>(to.at[lane]);
+    copy.source_bytes[l] = source_bytes(warp, in, lane);
+  });
+  machine.checks.async_copies ? postpone(warp, copy) : perform(warp, copy, copy.mask);
 }
 
-void commit(Warp& warp, const Instruction&) {
-  for (std::uint32_t mask = warp.exec; mask != 0; mask &= mask - 1)
-    ++warp.copy_groups[static_cast<std::size_t>(std::countr_zero(mask))];
+void postpone_copy(Warp& warp, std::uint32_t mask, int bytes, const std::uint32_t* to, const std::uint64_t* from) {
+  PendingCopy& copy = warp.copies.emplace_back();
+  copy.mask = mask;
+  copy.group = warp.copy_groups[static_cast<std::size_t>(std::countr_zero(mask))];
+  copy.bytes = static_cast<std::uint8_t>(bytes);
+  copy.whole = true;
+  std::memcpy(copy.source.data(), from, sizeof copy.source);
+  std::memcpy(copy.destination.data(), to, sizeof copy.destination);
 }
-
-void wait_group(Warp& warp, const Instruction& in) {
-  finish_copies(warp, warp.exec, static_cast<std::uint32_t>(in.immediate), true);
-}
-
-void wait_all(Warp& warp, const Instruction&) { finish_copies(warp, warp.exec, 0, false); }
-
-}  // namespace
 
 void finish_copies(Warp& warp, std::uint32_t mask, std::uint32_t keep, bool committed_only) {
   if (warp.copies.empty()) return;
-  std::erase_if(warp.copies, [&](const PendingCopy& copy) {
-    if ((mask >> copy.lane & 1u) == 0) return false;
-    const std::uint32_t closed = warp.copy_groups[copy.lane];
-    if (committed_only && copy.group + keep >= closed) return false;
-    perform(warp, copy);
-    return true;
+  std::erase_if(warp.copies, [&](PendingCopy& copy) {
+    std::uint32_t due = copy.mask & mask;
+    if (committed_only) {
+      std::uint32_t closed = 0;
+      for (std::size_t l = 0; l < kWarpLanes; ++l)
+        closed |= static_cast<std::uint32_t>(copy.group + keep < warp.copy_groups[l]) << l;
+      due &= closed;
+    }
+    perform(warp, copy, due);
+    copy.mask &= ~due;
+    return copy.mask == 0;
   });
 }
 
 void register_async_copies(HandlerRegistry& registry) {
-  add_handler(registry, "cp.async", "", copy_async);
   add_handler(registry, "cp.commit", "", commit);
   add_handler(registry, "cp.wait", "", wait_group);
   add_handler(registry, "cp.wait_all", "", wait_all);

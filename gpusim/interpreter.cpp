@@ -22,13 +22,13 @@ std::uint32_t popcount(std::uint32_t mask) { return static_cast<std::uint32_t>(s
 
 std::uint32_t read_predicate(const Warp& warp, std::int32_t slot) {
   std::uint32_t value = 0;
-  std::memcpy(&value, warp.base[slot & 1] + (slot & ~1), sizeof value);
+  std::memcpy(&value, warp.base + slot, sizeof value);
   return value;
 }
 
 std::uint32_t read_lane(const Warp& warp, std::int32_t slot, int lane) {
   std::uint32_t value = 0;
-  std::memcpy(&value, warp.base[slot & 1] + (slot & ~1) + 4 * lane, sizeof value);
+  std::memcpy(&value, warp.base + slot + 4 * lane, sizeof value);
   return value;
 }
 
@@ -108,6 +108,10 @@ bool release_warp_barriers(Warp& warp) {
 
 /// Chooses a group where none runs; false where all of them wait.
 bool pick(Warp& warp) {
+  if (warp.others.size() == 1 && warp.others[0].wait == Wait::none) {
+    resume(warp, 0);
+    return true;
+  }
   std::ptrdiff_t next = lowest(warp, Wait::none);
   if (next < 0) next = lowest(warp, Wait::turn);
   if (next < 0 && release_warp_barriers(warp)) next = lowest(warp, Wait::none);
@@ -169,7 +173,7 @@ void join_clocks(Machine& machine, Block& block, Barrier& barrier, int id) {
 }
 
 void write_reduction(Warp& warp, const Group& group, const Barrier& barrier, const InstructionFacts& facts) {
-  std::byte* const to = warp.base[0] + group.result;
+  std::byte* const to = warp.base + group.result;
   if (facts.key == "bar.red.popc") {
     for (std::uint32_t mask = group.mask; mask != 0; mask &= mask - 1) {
       std::memcpy(to + 4 * std::countr_zero(mask), &barrier.population, sizeof barrier.population);
@@ -183,12 +187,14 @@ void write_reduction(Warp& warp, const Group& group, const Barrier& barrier, con
   std::memcpy(to, &next, sizeof next);
 }
 
+bool is_complete(const Block& block, const Barrier& barrier) {
+  return barrier.arrived != 0 && barrier.arrived >= (barrier.expected != 0 ? barrier.expected : block.live);
+}
+
 /// Lets everyone at barrier `id` go once all have come.
 void try_complete(Machine& machine, Block& block, int id) {
   Barrier& barrier = block.barriers[static_cast<std::size_t>(id)];
-  if (barrier.arrived == 0) return;
-  const std::uint32_t expected = barrier.expected != 0 ? barrier.expected : block.live;
-  if (barrier.arrived < expected) return;
+  if (!is_complete(block, barrier)) return;
   join_clocks(machine, block, barrier, id);
   for (Warp& warp : block.warps) {
     for (Group& group : warp.others) {
@@ -218,13 +224,26 @@ void check_barrier(Warp& warp, const Instruction& in, int id, bool whole_block) 
   if (!whole_block) return;
   for (const Warp& other : block.warps) {
     for (const Group& group : other.others) {
-      if (!waits_at(group, id) || machine.program->facts[group.at].place == machine.program->facts[at].place) continue;
+      if (!waits_at(group, id) || group.at == at) continue;
+      if (machine.program->facts[group.at].place == machine.program->facts[at].place) continue;
       FindingRecord* const found = record(warp, at, FindingKind::divergent_barrier, warp.exec);
       if (found == nullptr) continue;
       found->message = "threads of one block meet at different barriers";
       found->other = group.at;
     }
   }
+}
+
+/// A warp arrives as one: lanes that have come this far on another path wait for those that are still on theirs. False
+/// when all are here, or when the others cannot come; the barrier says so then.
+bool waits_for_stragglers(Warp& warp, const Instruction& in) {
+  const bool wait = (in.flags & kUnaligned) == 0 && warp.exec != warp.live && warp.exec == warp.mask && !warp.forced &&
+                    !warp.others.empty();
+  warp.forced = false;
+  if (!wait) return false;
+  warp.pc = warp.machine->index_of(in);
+  park(warp, Wait::warp);
+  return true;
 }
 
 /// Arrival at a barrier; the kinds differ in what they wait for and what they get.
@@ -237,6 +256,7 @@ void barrier(Warp& warp, const Instruction& in) {
   const int lane = std::countr_zero(warp.exec);
   const int id = static_cast<int>(read_lane(warp, in.a, lane) & 15u);
   const std::uint32_t count = in.b >= 0 ? read_lane(warp, in.b, lane) : 0;
+  if (waits_for_stragglers(warp, in)) return;
   if (machine.checks.barriers) check_barrier(warp, in, id, count == 0);
 
   Barrier& at = block.barriers[static_cast<std::size_t>(id)];
@@ -259,6 +279,10 @@ void barrier(Warp& warp, const Instruction& in) {
       order_block(block, true);
     }
   } else {
+    // A whole warp that comes last need not wait.
+    const bool waits = kArrival == Arrival::reduce || warp.exec != warp.live || machine.program->named_barriers ||
+                       !is_complete(block, at);
+    if (!waits) return try_complete(machine, block, id);
     warp.others.push_back({.pc = warp.pc,
                            .mask = warp.exec,
                            .wait = Wait::barrier,
@@ -320,11 +344,10 @@ void map_address(Warp& warp, const Instruction& in) {
   for (std::uint32_t mask = warp.exec; mask != 0; mask &= mask - 1) {
     const int lane = std::countr_zero(mask);
     T address{};
-    std::memcpy(&address, warp.base[in.a & 1] + (in.a & ~1) + sizeof(T) * static_cast<std::size_t>(lane),
-                sizeof address);
+    std::memcpy(&address, warp.base + in.a + sizeof(T) * static_cast<std::size_t>(lane), sizeof address);
     const std::uint32_t rank = read_lane(warp, in.b, lane);
     if (!warp.block->cluster.empty()) address |= static_cast<T>(rank + 1) << kClusterRankShift;
-    std::memcpy(warp.base[0] + in.d + sizeof(T) * static_cast<std::size_t>(lane), &address, sizeof address);
+    std::memcpy(warp.base + in.d + sizeof(T) * static_cast<std::size_t>(lane), &address, sizeof address);
   }
 }
 
@@ -448,7 +471,7 @@ void clock(Warp& warp, const Instruction& in) {
   const std::size_t bytes = wide ? 8 : 4;
   for (std::uint32_t mask = warp.exec; mask != 0; mask &= mask - 1) {
     const auto lane = static_cast<std::size_t>(std::countr_zero(mask));
-    std::memcpy(warp.base[0] + in.d + bytes * lane, &value, bytes);
+    std::memcpy(warp.base + in.d + bytes * lane, &value, bytes);
   }
 }
 
@@ -668,11 +691,14 @@ void start_warp(Machine& machine, Block& block, Warp& warp, std::uint32_t index)
   warp.block = &block;
   warp.index = index;
   warp.lists = program.lists.data();
-  warp.registers.resize(program.register_bytes);
+  const AlignedBytes& constants = machine.launch->constants;
+  warp.registers.resize(program.register_bytes + constants.size());
+  if (constants.size() != 0)
+    std::memcpy(warp.registers.data() + program.register_bytes, constants.data(), constants.size());
+  warp.first_constant = static_cast<std::int32_t>(program.register_bytes);
   warp.local_bytes = machine.launch->local_bytes;
   warp.local_memory.resize(warp.local_bytes * kWarpLanes);
-  warp.base[0] = warp.registers.data();
-  warp.base[1] = machine.launch->constants.data();
+  warp.base = warp.registers.data();
   warp.local = warp.local_memory.data();
   const std::uint32_t left = block.threads - index * kWarpLanes;
   warp.start = left >= kWarpLanes ? 0xffffffffu : (1u << left) - 1;
@@ -687,13 +713,14 @@ void start_warp(Machine& machine, Block& block, Warp& warp, std::uint32_t index)
   warp.copies.clear();
   warp.copy_groups = {};
   warp.ordered_stamp = 0;
-  warp.clocks.assign(machine.checks.shared_races && program.named_barriers ? block.warps.size() : 0, 0);
+  warp.clocks.assign(machine.checks.shared_races && program.named_barriers ? block.warps.size() : 0,
+                     block.ordered_stamp);
   const SpecialValues values{machine, block, warp};
   for (const SpecialSlot& special : program.specials) {
     std::uint64_t value = values.of(special.special, 0);
     for (std::uint32_t lane = 0; lane < kWarpLanes; ++lane) {
       if (differs_by_lane(special.special)) value = values.of(special.special, lane);
-      std::memcpy(warp.base[0] + special.slot + static_cast<std::size_t>(special.bytes) * lane, &value,
+      std::memcpy(warp.base + special.slot + static_cast<std::size_t>(special.bytes) * lane, &value,
                   static_cast<std::size_t>(special.bytes));
     }
   }
@@ -701,7 +728,7 @@ void start_warp(Machine& machine, Block& block, Warp& warp, std::uint32_t index)
 
 }  // namespace
 
-void AlignedBytes::resize(std::size_t bytes) {
+void AlignedBytes::resize(std::size_t bytes, int fill) {
   constexpr std::size_t kLine = 64;
   if (bytes != size_ || data_ == nullptr) {
     storage_.resize(bytes + 2 * kLine);
@@ -709,7 +736,7 @@ void AlignedBytes::resize(std::size_t bytes) {
     data_ = storage_.data() + (kLine - address % kLine) % kLine;
     size_ = bytes;
   }
-  std::memset(data_, 0, size_);
+  std::memset(data_, fill, size_);
 }
 
 void run_guarded(Warp& warp, const Instruction& in) {
@@ -792,29 +819,17 @@ void start_block(Machine& machine, Block& block, std::uint64_t linear) {
   block.live = block.threads;
   block.done = false;
   block.shared_end = kSharedBase + launch.shared_bytes;
-  block.shared.resize(block.shared_end);
   for (Barrier& barrier : block.barriers) barrier = Barrier{};
-  block.stamp = 1;
-  block.ordered_stamp = 0;
   block.cluster.clear();
   block.cluster_barrier = ClusterBarrier{};
   block.warps.resize((block.threads + kWarpLanes - 1) / kWarpLanes);
   const Checks& checks = machine.checks;
   block.shared_state.clear();
-  if (checks.initialised || checks.async_copies) {
-    block.shared_state.assign(block.shared_end, kSharedUninitialised);
-    // What nobody wrote reads as NaNs, so that it shows in results too.
-    std::memset(block.shared.data(), 0xff, block.shared_end);
-  }
-  if (checks.shared_races) {
-    const std::size_t cells = block.shared_end / machine.program->shared_cell_bytes + 1;
-    block.write_tags.assign(cells, 0);
-    block.read_tags.assign(cells, 0);
-    block.write_at.assign(cells, 0);
-    block.read_at.assign(cells, 0);
-    block.readers.assign(cells, 0);
-    block.cell_reads.assign(machine.program->named_barriers ? cells * block.warps.size() : 0, 0);
-  }
+  const bool watched = checks.initialised || checks.async_copies;
+  if (watched) block.shared_state.assign(block.shared_end, kSharedUninitialised);
+  // What nobody wrote reads as NaNs where it is watched, so that it shows in results too.
+  block.shared.resize(block.shared_end, watched ? 0xff : 0);
+  if (checks.shared_races) start_race_check(block, *machine.program);
   for (std::size_t i = 0; i < block.warps.size(); ++i)
     start_warp(machine, block, block.warps[i], static_cast<std::uint32_t>(i));
 }

@@ -33,7 +33,7 @@ inline constexpr LaneBits kLaneBits;
 /// The lanes of a slot. The register file is raw bytes: these files are compiled with -fno-strict-aliasing.
 template <class T>
 inline T* lanes(Warp& warp, std::int32_t slot) {
-  return reinterpret_cast<T*>(warp.base[slot & 1] + (slot & ~1));
+  return reinterpret_cast<T*>(warp.base + slot);
 }
 
 inline std::uint32_t predicate(Warp& warp, std::int32_t slot) { return *lanes<std::uint32_t>(warp, slot); }
@@ -83,7 +83,8 @@ inline std::uint32_t to_mask(const std::uint32_t* flags) {
 
 /// lanes_gathered, decided here where a whole warp meets under a full mask.
 inline bool gathered(Warp& warp, const Instruction& in) {
-  if (warp.exec == kAllLanes && (in.e & 1) != 0 && *lanes<std::uint32_t>(warp, in.e) == kAllLanes) return true;
+  if (warp.exec == kAllLanes && in.e >= warp.first_constant && *lanes<std::uint32_t>(warp, in.e) == kAllLanes)
+    return true;
   return lanes_gathered(warp, in);
 }
 

@@ -1521,7 +1521,10 @@ class Lowering {
     set_list(slots);
     const bool commutes =
         operation != "exch" && operation != "cas" && operation != "inc" && operation != "dec" && !is_float_type(type);
-    if (now().space != Space::shared && now().space != Space::local && (used || !commutes)) program_->ordered = true;
+    if (now().space != Space::shared && now().space != Space::local) {
+      program_->global_atomics = true;
+      program_->ordered |= used || !commutes;
+    }
     if (is_float_type(type) && operation == "add") {
       facts().flops = type.ends_with("x2") ? 2 : 1;
       facts().flop_type = flop_type(type);
@@ -2029,7 +2032,7 @@ class Lowering {
       if (size.kind == Kind::reg && bytes_of(size) == 0) {
         now().d2 = source_predicate(size);
         now().mode = 1;
-      } else {
+      } else if (number_of(size) != std::uint64_t{now().bytes}) {
         now().b = source(size, 4);
       }
     }
@@ -2044,7 +2047,10 @@ class Lowering {
   void allocate() {
     const std::size_t count = program_->code.size();
     std::vector<std::vector<int>> successors(count);
-    for (std::size_t i = 0; i < count; ++i) add_successors(i, successors[i]);
+    for (std::size_t i = 0; i < count; ++i) {
+      add_successors(i, successors[i]);
+      uses_[i].moves = program_->facts[i].key.starts_with("mov.b") && program_->code[i].guard < 0;
+    }
     save_registers(successors);
     std::vector<int> units;
     for (const int bytes : register_bytes_) units.push_back(bytes / 4);
@@ -2093,8 +2099,10 @@ class Lowering {
   }
 
   void rewrite(const std::vector<std::int32_t>& slots) {
-    const auto place = [&slots](std::int32_t& field) {
-      if (field >= 0 && (field & 1) == 0) field = slots[static_cast<std::size_t>(field / 2)];
+    const auto first_constant = static_cast<std::int32_t>(program_->register_bytes);
+    const auto place = [&slots, first_constant](std::int32_t& field) {
+      if (field < 0) return;
+      field = (field & 1) == 0 ? slots[static_cast<std::size_t>(field / 2)] : first_constant + (field & ~1);
     };
     for (CallSite& site : program_->calls) {
       for (CallSite::Save& save : site.saves) place(save.slot);
@@ -2104,6 +2112,7 @@ class Lowering {
       const std::string& key = program_->facts[i].key;
       for (std::int32_t* field : {&in.d, &in.d2, &in.a, &in.b, &in.e, &in.guard}) place(*field);
       if (key != "printf" && key != "assert") place(in.c);
+      if (uses_[i].moves && in.d == in.a) program_->facts[i].key = "nop";
       const auto lists = list_sizes_.find(i);
       if (lists == list_sizes_.end()) continue;
       for (const auto& [begin, size] : lists->second) {

@@ -17,15 +17,17 @@
 
 namespace gpusim {
 
+class BlockTouches;
+class SavedPages;
 struct Block;
 struct GlobalCell;
 struct GlobalOrder;
 struct Machine;
 
-/// Memory for `bytes` on a 64-byte boundary, zeroed when it is (re)sized.
+/// Memory for `bytes` on a 64-byte boundary, filled when it is (re)sized.
 class AlignedBytes {
  public:
-  void resize(std::size_t bytes);
+  void resize(std::size_t bytes, int fill = 0);
   std::byte* data() const { return data_; }
   std::size_t size() const { return size_; }
 
@@ -54,22 +56,23 @@ struct Group {
   std::uint32_t at = 0;      ///< instruction that it waits at
 };
 
-/// An asynchronous copy that has been issued and not yet been waited for.
+/// An asynchronous copy by lanes of a warp that has been issued and not yet been waited for.
 struct PendingCopy {
-  std::uint64_t source = 0;
-  std::uint32_t destination = 0;
+  std::uint32_t mask = 0;   ///< lanes whose copy is still to be performed
+  std::uint32_t group = 0;  ///< their commit group
   std::uint8_t bytes = 0;
-  std::uint8_t source_bytes = 0;
-  std::uint8_t lane = 0;
-  std::uint32_t group = 0;  ///< the lane's commit group
-  std::uint32_t at = 0;     ///< instruction
+  bool whole = true;  ///< nothing of a destination is filled with zeros
+  std::array<std::uint64_t, kWarpLanes> source;
+  std::array<std::uint32_t, kWarpLanes> destination;
+  std::array<std::uint8_t, kWarpLanes> source_bytes;  ///< where not whole
 };
 
 struct Warp {
-  std::byte* base[2] = {nullptr, nullptr};  ///< registers, constants: indexed by bit 0 of a slot
-  std::uint32_t exec = 0;                   ///< lanes that take part in the current instruction
-  bool full = false;   ///< they are all that have not exited: the others' registers may be clobbered
-  bool event = false;  ///< the interpreter has to look before it goes on
+  std::byte* base = nullptr;        ///< of slots: registers, and the launch's constants behind them
+  std::int32_t first_constant = 0;  ///< slot
+  std::uint32_t exec = 0;           ///< lanes that take part in the current instruction
+  bool full = false;                ///< they are all that have not exited: the others' registers may be clobbered
+  bool event = false;               ///< the interpreter has to look before it goes on
   bool yield = false;
   bool forced = false;      ///< its warp-level sync goes on without the lanes that are missing
   std::uint32_t mask = 0;   ///< lanes of the running group
@@ -114,6 +117,22 @@ struct ClusterBarrier {
 
 enum SharedByte : std::uint8_t { kSharedUninitialised = 0, kSharedInitialised = 1, kSharedPending = 2 };
 
+/// Accesses to shared memory since the last barrier that met nothing they could race with. They are only written down;
+/// their cells learn of them when another access comes so near that it has to look at cells: mostly never.
+struct SharedLog {
+  /// Of each granule of shared memory the stamps of the last write and of the last access of any kind.
+  std::vector<std::uint32_t> writes;
+  std::vector<std::uint32_t> accesses;
+  /// Entries of kHeader words and offsets: two where both half warps lie side by side or at one place, else 32.
+  std::vector<std::uint32_t> words;
+  std::size_t used = 0;
+
+  static constexpr int kGranuleShift = 5;  ///< 32 bytes
+  static constexpr std::size_t kHeader = 4;
+  static constexpr std::size_t kMostWords = std::size_t{1} << 15;
+  static constexpr std::size_t kMostEntry = kHeader + kWarpLanes;
+};
+
 struct Block {
   Dim3 index;
   std::uint64_t linear = 0;
@@ -132,8 +151,9 @@ struct Block {
   std::vector<std::uint32_t> read_at;
   std::vector<std::uint32_t> readers;     ///< warps
   std::vector<std::uint32_t> cell_reads;  ///< stamp of each warp's last read of each cell, where barriers are named
-  std::uint32_t stamp = 1;                ///< grows with barriers
+  std::uint32_t stamp = 1;                ///< grows with barriers, and from block to block
   std::uint32_t ordered_stamp = 0;        ///< accesses up to it lie before the block's last barrier
+  SharedLog log;
   ClusterBarrier cluster_barrier;
   std::vector<Block*> cluster;  ///< its blocks by rank; empty: none
 };
@@ -183,6 +203,8 @@ struct Launch {
   std::atomic<std::uint64_t> next_block{0};
   std::atomic<std::uint64_t> executed{0};
   std::atomic<bool> stop{false};
+  std::atomic<bool> blocks_met{false};                 ///< in global memory: see BlockTouches
+  SavedPages* saved = nullptr;                         ///< while the launch may be undone
   std::uint64_t* sector_bits[2] = {nullptr, nullptr};  ///< a bit for each sector of the arena: loaded, stored
   std::uint64_t* byte_bits[3] = {};                    ///< of each byte, by Access, where Settings::touched
   std::uint64_t* page_bits[3] = {};                    ///< pages of kTouchedPage bytes in which a byte's bit is set
@@ -199,9 +221,12 @@ struct Machine {
   std::uint64_t arena_base = 0;
   Checks checks;
   bool observes = false;  ///< some check looks at memory
+  bool logs = false;      ///< accesses to shared memory may be logged: see SharedLog
+  bool quick = false;     ///< accesses to shared memory that are plainly right need no closer look
   bool counted = false;
   bool touched = false;  ///< bytes are marked that a launch touches
   bool parallel = false;
+  BlockTouches* touches = nullptr;  ///< null where blocks run in order and the order is watched
   LaunchStatus status = LaunchStatus::ok;
   bool stop = false;
   std::uint64_t executed = 0;              ///< warp instructions since last told to the launch
@@ -264,5 +289,7 @@ void misaligned_access(Warp& warp, const Instruction& in, std::uint32_t lanes, c
 /// Checks and counts an access of `bytes` a lane before it is performed; drops lanes that must not go on.
 void observe_global(Warp& warp, const Instruction& in, Addresses& addresses, int bytes, Access access);
 void observe_shared(Warp& warp, const Instruction& in, Addresses& offsets, int bytes, Access access);
+/// Notes, where Machine::touches are kept, that a block touches these bytes of global memory.
+void note_touch(Warp& warp, std::uint64_t address, std::uint64_t bytes, Access access);
 
 }  // namespace gpusim

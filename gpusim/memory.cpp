@@ -35,7 +35,9 @@ DeviceMemory::DeviceMemory(std::size_t capacity_bytes, bool shadow) : capacity_(
   if (shadow) {
     try {
       shadow_ = reinterpret_cast<std::uint8_t*>(reserve(kArenaBytes, "shadow"));
+      lines_ = reinterpret_cast<std::uint8_t*>(reserve(kArenaBytes / kLine, "shadow"));
     } catch (...) {
+      if (shadow_ != nullptr) munmap(shadow_, kArenaBytes);
       munmap(reinterpret_cast<void*>(base_), kArenaBytes);
       throw;
     }
@@ -46,6 +48,7 @@ DeviceMemory::DeviceMemory(std::size_t capacity_bytes, bool shadow) : capacity_(
 DeviceMemory::~DeviceMemory() {
   munmap(reinterpret_cast<void*>(base_), kArenaBytes);
   if (shadow_ != nullptr) munmap(shadow_, kArenaBytes);
+  if (lines_ != nullptr) munmap(lines_, kArenaBytes / kLine);
 }
 
 std::uint64_t DeviceMemory::allocate(std::size_t bytes, std::string what, Byte initial) {
@@ -69,7 +72,7 @@ std::uint64_t DeviceMemory::allocate(std::size_t bytes, std::string what, Byte i
   allocations_[at] = Allocation{.address = at, .bytes = bytes, .what = std::move(what)};
   if (shadow_ != nullptr && bytes > 0) {
     std::memset(reinterpret_cast<void*>(at), 0xff, bytes);
-    std::memset(shadow(at), static_cast<int>(initial), bytes);
+    mark(at, bytes, initial);
   }
   return at;
 }
@@ -119,7 +122,7 @@ bool DeviceMemory::release(std::uint64_t address) {
   allocation.alive = false;
   used_ -= allocation.bytes;
   drop_pages(address, allocation.bytes);
-  if (shadow_ != nullptr) std::memset(shadow(address), static_cast<int>(Byte::freed), allocation.bytes);
+  mark(address, allocation.bytes, Byte::freed);
   return true;
 }
 
@@ -144,14 +147,34 @@ std::size_t DeviceMemory::used_bytes() const {
   return used_;
 }
 
+void DeviceMemory::refresh_lines(std::uint64_t address, std::size_t bytes) {
+  const std::uint64_t last = (address + bytes - 1 - base_) / kLine;
+  for (std::uint64_t at = (address - base_) / kLine; at <= last; ++at) {
+    std::uint64_t words[kLine / 8];
+    std::memcpy(words, shadow_ + at * kLine, kLine);
+    std::uint64_t common = ~std::uint64_t{0};
+    for (const std::uint64_t word : words) common &= word;
+    common &= common >> 32;
+    common &= common >> 16;
+    common &= common >> 8;
+    __atomic_store_n(lines_ + at, static_cast<std::uint8_t>(common), __ATOMIC_RELAXED);
+  }
+}
+
 void DeviceMemory::mark(std::uint64_t address, std::size_t bytes, Byte state) {
   if (shadow_ == nullptr || bytes == 0) return;
   std::memset(shadow(address), static_cast<int>(state), bytes);
+  const std::uint64_t begin = round_up(address, kLine);
+  const std::uint64_t end = (address + bytes) / kLine * kLine;
+  if (begin < end) std::memset(line(begin), static_cast<int>(state), (end - begin) / kLine);
+  refresh_lines(address, 1);
+  refresh_lines(address + bytes - 1, 1);
 }
 
 void DeviceMemory::copy_marks(std::uint64_t to, std::uint64_t from, std::size_t bytes) {
   if (shadow_ == nullptr || bytes == 0) return;
   std::memmove(shadow(to), shadow(from), bytes);
+  refresh_lines(to, bytes);
 }
 
 }  // namespace gpusim

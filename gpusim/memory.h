@@ -30,14 +30,16 @@ struct Allocation {
 };
 
 /// The arena. `kArenaBytes` of address space are reserved once (no memory until it is touched); the shadow, one Byte
-/// for each byte, lies `shadow()` away, so that a lookup is an add: what lets a warp check 128 bytes in two vector
-/// compares. Allocation and freeing are thread-safe; reads and writes of content are the callers' to order.
-/// A freed range is not handed out again until the arena is exhausted, so that use after free is seen.
+/// for each byte, lies `shadow()` away, so that a lookup is an add. Beside it lies one byte for each line of kLine
+/// bytes: what all of its bytes have in common, so that a warp's access mostly looks at two or three bytes. Allocation
+/// and freeing are thread-safe; reads and writes of content are the callers' to order. A freed range is not handed out
+/// again until the arena is exhausted, so that use after free is seen.
 class DeviceMemory {
  public:
   static constexpr std::size_t kArenaBytes = std::size_t{1} << 38;
   static constexpr std::size_t kAlignment = 256;  ///< of every allocation, as cudaMalloc gives
   static constexpr std::size_t kGap = 256;        ///< unallocated bytes between neighbours, at least
+  static constexpr std::size_t kLine = 64;
 
   /// `capacity_bytes`: what the device model has; more is cudaErrorMemoryAllocation. `shadow`: whether bytes are
   /// tracked at all (checks of global memory on); without it all are taken as initialised within the arena.
@@ -72,6 +74,13 @@ class DeviceMemory {
   /// The Byte of `address`, which must lie in the arena; null without a shadow.
   std::uint8_t* shadow(std::uint64_t address) const { return shadow_ + (address - base_); }
 
+  /// The bits that the states of all bytes of `address`'s line have, or fewer of them: 0 where nothing is known. Lines
+  /// follow each other.
+  std::uint8_t* line(std::uint64_t address) const { return lines_ + (address - base_) / kLine; }
+  /// The shadow of these bytes was written: looks at their lines again. Host threads may do so at once, as states only
+  /// become better while kernels run.
+  void refresh_lines(std::uint64_t address, std::size_t bytes);
+
   /// Marks a range: host copies, memset, host writes of managed memory.
   void mark(std::uint64_t address, std::size_t bytes, Byte state);
   /// A copy within the device carries the state of each byte along.
@@ -80,6 +89,7 @@ class DeviceMemory {
  private:
   std::uint64_t base_ = 0;
   std::uint8_t* shadow_ = nullptr;
+  std::uint8_t* lines_ = nullptr;
   std::size_t capacity_ = 0;
   std::size_t used_ = 0;
   std::size_t heap_used_ = 0;

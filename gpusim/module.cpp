@@ -1,7 +1,5 @@
 // Modules and launches: variables are placed when a module is loaded, kernels are lowered when they are first asked
 // for, handlers are bound when they first run.
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <bit>
 #include <chrono>
@@ -13,6 +11,7 @@
 #include <utility>
 
 #include "gpusim/binding.h"
+#include "gpusim/block_touches.h"
 #include "gpusim/interpreter.h"
 #include "gpusim/machine.h"
 #include "gpusim/race.h"
@@ -122,28 +121,6 @@ class LoadedModule final : public Module {
   std::mutex mutex_;
 };
 
-/// A table beside the arena: as much address space as it needs, memory only where it is touched.
-template <class T>
-class SparseTable {
- public:
-  explicit SparseTable(std::size_t entries) : bytes_(entries * sizeof(T)) {
-    if (bytes_ == 0) return;
-    void* const at = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    DSV2_CHECK(at != MAP_FAILED, "gpusim: cannot reserve ", bytes_ >> 30, " GiB of address space");
-    data_ = static_cast<T*>(at);
-  }
-  ~SparseTable() {
-    if (data_ != nullptr) munmap(data_, bytes_);
-  }
-  SparseTable(const SparseTable&) = delete;
-  SparseTable& operator=(const SparseTable&) = delete;
-  T* data() const { return data_; }
-
- private:
-  std::size_t bytes_;
-  T* data_ = nullptr;
-};
-
 /// Blocks whose storage a host thread keeps beyond what a launch needs.
 constexpr std::size_t kKeptBlocks = 16;
 /// Of cooperative_groups: its size and the count of arrivals.
@@ -189,6 +166,30 @@ class RaceTables {
   static inline std::vector<std::unique_ptr<RaceTable>> free_;
 };
 
+/// Tables of what host threads touch, those that no launch uses now.
+class TouchTables {
+ public:
+  static std::unique_ptr<BlockTouches> take(std::uint64_t blocks) {
+    const std::lock_guard lock(mutex_);
+    while (!free_.empty()) {
+      std::unique_ptr<BlockTouches> table = std::move(free_.back());
+      free_.pop_back();
+      if (table->start(blocks)) return table;
+    }
+    auto table = std::make_unique<BlockTouches>();
+    DSV2_CHECK(table->start(blocks), "gpusim: too many blocks for the check of races between them");
+    return table;
+  }
+  static void give_back(std::unique_ptr<BlockTouches> table) {
+    const std::lock_guard lock(mutex_);
+    free_.push_back(std::move(table));
+  }
+
+ private:
+  static inline std::mutex mutex_;
+  static inline std::vector<std::unique_ptr<BlockTouches>> free_;
+};
+
 /// One launch from its configuration to its result.
 class LaunchRun {
  public:
@@ -216,15 +217,6 @@ class LaunchRun {
       launch_.page_bits[kind] = pages_[kind].data();
     }
     launch_.order = &order_;
-    if (settings.checks.global_races) {
-      races_ = RaceTables::take(config.grid.count(), program().global_cell_bytes);
-      launch_.global_cells = races_->cells.data();
-      order_.base = static_cast<std::uint32_t>(races_->next_number);
-      races_->next_number += config.grid.count() + 1;
-      order_.epochs.assign(config.grid.count(), 0);
-      order_.published.resize(config.grid.count());
-      order_.acquired.assign(config.grid.count(), 0);
-    }
     // A frame here also holds what ptxas would keep in registers: the stack is larger than what was asked for.
     constexpr std::size_t kStackFactor = 16;
     launch_.local_bytes = program().local_bytes + (program().uses_stack ? kStackFactor * config.stack_bytes : 0);
@@ -244,15 +236,12 @@ class LaunchRun {
   LaunchRun& operator=(const LaunchRun&) = delete;
 
   LaunchResult run() {
-    const std::uint64_t blocks = launch_.config.grid.count();
-    const std::size_t threads = thread_count(blocks);
-    launch_.parallel = threads > 1;
-    machines_.resize(threads);
-    for (Machine& machine : machines_) prepare(machine);
-    std::vector<std::thread> others;
-    for (std::size_t i = 1; i < threads; ++i) others.emplace_back([this, i] { run_machine(machines_[i]); });
-    run_machine(machines_[0]);
-    for (std::thread& thread : others) thread.join();
+    if (!launch_.settings.checks.global_races) {
+      run_blocks_on(thread_count());
+    } else if (blocks_may_order_themselves() || !run_without_races()) {
+      watch_order();
+      run_blocks_on(1);
+    }
     return result();
   }
 
@@ -288,10 +277,69 @@ class LaunchRun {
     }
   }
 
+  void run_blocks_on(std::size_t threads) {
+    launch_.parallel = threads > 1;
+    machines_.resize(threads);
+    for (Machine& machine : machines_) prepare(machine);
+    for (std::size_t i = 0; i < touches_.size(); ++i) machines_[i].touches = touches_[i].get();
+    std::vector<std::thread> others;
+    for (std::size_t i = 1; i < threads; ++i) others.emplace_back([this, i] { run_machine(machines_[i]); });
+    run_machine(machines_[0]);
+    for (std::thread& thread : others) thread.join();
+  }
+
+  // ---- races between blocks: first all cores tell whether there are any; only where there are, the launch is undone
+  // and its blocks run in order, so that what is said does not depend on the cores.
+
+  bool blocks_may_order_themselves() const {
+    return program().ordered || program().global_atomics || launch_.config.cooperative ||
+           launch_.config.cluster.count() > 1;
+  }
+
+  /// False where blocks met; the launch has not happened then.
+  bool run_without_races() {
+    SavedPages saved(*launch_.memory);
+    launch_.saved = &saved;
+    const std::size_t threads = thread_count();
+    for (std::size_t i = 0; i < threads; ++i) touches_.push_back(TouchTables::take(launch_.config.grid.count()));
+    run_blocks_on(threads);
+    bool met = launch_.blocks_met.load(std::memory_order_relaxed);
+    for (std::size_t i = 0; i < threads && !met; ++i) {
+      for (std::size_t j = 0; j < i && !met; ++j) met = BlockTouches::meet(*touches_[i], *touches_[j]);
+    }
+    for (auto& table : touches_) TouchTables::give_back(std::move(table));
+    touches_.clear();
+    launch_.saved = nullptr;
+    if (met) undo(saved);
+    return !met;
+  }
+
+  void undo(SavedPages& saved) {
+    saved.restore();
+    machines_.clear();
+    launch_.next_block = 0;
+    launch_.executed = 0;
+    launch_.stop = false;
+    for (auto* const table : {&loads_, &stores_}) table->clear();
+    for (auto& table : bytes_) table.clear();
+    for (auto& table : pages_) table.clear();
+  }
+
+  void watch_order() {
+    const std::uint64_t blocks = launch_.config.grid.count();
+    races_ = RaceTables::take(blocks, program().global_cell_bytes);
+    launch_.global_cells = races_->cells.data();
+    order_.base = static_cast<std::uint32_t>(races_->next_number);
+    races_->next_number += blocks + 1;
+    order_.epochs.assign(blocks, 0);
+    order_.published.resize(blocks);
+    order_.acquired.assign(blocks, 0);
+  }
+
   /// One where the order of blocks shows, or where they wait for each other.
-  std::size_t thread_count(std::uint64_t blocks) const {
-    const bool one = program().ordered || launch_.config.cooperative || launch_.settings.checks.global_races;
-    if (one) return 1;
+  std::size_t thread_count() const {
+    const std::uint64_t blocks = launch_.config.grid.count();
+    if (program().ordered || launch_.config.cooperative) return 1;
     const int asked = launch_.settings.threads;
     const std::size_t most =
         asked > 0 ? static_cast<std::size_t>(asked) : std::max(1u, std::thread::hardware_concurrency());
@@ -310,6 +358,8 @@ class LaunchRun {
     machine.touched = launch_.settings.touched;
     machine.observes = is_instrumented(launch_.settings);
     machine.parallel = launch_.parallel;
+    machine.logs = machine.checks.shared_races && !program().named_barriers;
+    machine.quick = !machine.counted && machine.logs == machine.checks.shared_races;
     if (!machine.counted) return;
     machine.warp_entries.assign(count + 1, 0);
     machine.lane_entries.assign(count + 1, 0);
@@ -538,6 +588,8 @@ class LaunchRun {
   SparseTable<std::uint64_t> bytes_[3];
   SparseTable<std::uint64_t> pages_[3];
   std::unique_ptr<RaceTable> races_;
+  std::vector<std::unique_ptr<BlockTouches>>
+      touches_;  ///< of each machine, while blocks run that cannot order themselves
   std::vector<Machine> machines_;
   std::chrono::steady_clock::time_point start_;
 };

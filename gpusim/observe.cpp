@@ -3,6 +3,7 @@
 #include <bit>
 #include <cstring>
 
+#include "gpusim/block_touches.h"
 #include "gpusim/machine.h"
 #include "gpusim/race.h"
 #include "model/error.h"
@@ -74,48 +75,40 @@ void report_uninitialised(Warp& warp, std::uint32_t at, std::uint32_t lanes, con
                                 where(*warp.machine->launch->memory, addresses[std::countr_zero(lanes)]));
 }
 
-/// Whether every lane's bytes have the needed bits.
-template <class Word>
-bool all_have(const DeviceMemory& memory, const Addresses& addresses, int words, std::uint8_t needed) {
-  std::uint64_t all = ~std::uint64_t{0};
-  const auto look_at = [&](int lane) {
-    for (int i = 0; i < words; ++i) {
-      Word word;
-      std::memcpy(&word, memory.shadow(addresses.at[lane]) + static_cast<std::size_t>(i) * sizeof word, sizeof word);
-      all &= word | ~std::uint64_t{static_cast<Word>(~Word{0})};
-    }
-  };
-  if (addresses.pattern == Pattern::uniform) {
-    look_at(0);
+/// Whether the lines that the lanes' bytes lie in are known to have the needed bits throughout.
+bool lines_have(const DeviceMemory& memory, const Addresses& addresses, std::size_t bytes, std::uint8_t needed) {
+  std::uint8_t common = needed;
+  if (addresses.pattern != Pattern::scattered) {
+    const std::size_t span = addresses.pattern == Pattern::unit ? bytes * kWarpLanes : bytes;
+    const std::uint8_t* const last = memory.line(addresses.at[0] + span - 1);
+    for (const std::uint8_t* at = memory.line(addresses.at[0]); at <= last; ++at) common &= *at;
+  } else if (addresses.mask == 0xffffffffu) {
+    // An aligned access of at most 64 bytes lies within a line.
+    for (int l = 0; l < kWarpLanes; ++l) common &= *memory.line(addresses.at[l]);
   } else {
-    for_lanes(addresses.mask, look_at);
+    for_lanes(addresses.mask, [&](int lane) { common &= *memory.line(addresses.at[lane]); });
   }
-  const std::uint64_t wanted = 0x0101010101010101u * needed;
-  return (all & wanted) == wanted;
-}
-
-bool all_have(const DeviceMemory& memory, const Addresses& addresses, std::size_t bytes, std::uint8_t needed) {
-  if (bytes == 4) return all_have<std::uint32_t>(memory, addresses, 1, needed);
-  if (bytes >= 8) return all_have<std::uint64_t>(memory, addresses, static_cast<int>(bytes / 8), needed);
-  return bytes == 2 ? all_have<std::uint16_t>(memory, addresses, 1, needed)
-                    : all_have<std::uint8_t>(memory, addresses, 1, needed);
+  return common == needed;
 }
 
 /// Bounds, use after free, initialisation: by the shadow.
 void check_global(Warp& warp, std::uint32_t at, Addresses& addresses, int bytes, Access access) {
   Machine& machine = *warp.machine;
-  const DeviceMemory& memory = *machine.launch->memory;
+  DeviceMemory& memory = *machine.launch->memory;
   const auto width = static_cast<std::size_t>(bytes);
-  const std::uint8_t needed =
-      access == Access::write || !machine.checks.initialised ? kAllocatedBit : kAllocatedBit | kInitialisedBit;
-  if (addresses.pattern == Pattern::unit) {
+  constexpr std::uint8_t kBoth = kAllocatedBit | kInitialisedBit;
+  const std::uint8_t needed = access == Access::write || !machine.checks.initialised ? kAllocatedBit : kBoth;
+  // A write that leaves nothing to be marked has been seen before: both bits are there.
+  if (lines_have(memory, addresses, width, access == Access::read ? needed : kBoth)) return;
+  if (addresses.pattern != Pattern::scattered) {
+    const std::size_t span = addresses.pattern == Pattern::unit ? width * kWarpLanes : width;
     std::uint8_t* const shadow = memory.shadow(addresses.at[0]);
-    if ((common_state(shadow, width * kWarpLanes) & needed) == needed) {
-      if (access == Access::write) std::memset(shadow, static_cast<int>(Byte::initialised), width * kWarpLanes);
-      return;
+    if ((common_state(shadow, span) & needed) == needed) {
+      if (access == Access::read) return;
+      std::memset(shadow, static_cast<int>(Byte::initialised), span);
+      return memory.refresh_lines(addresses.at[0], span);
     }
   }
-  if (access == Access::read && all_have(memory, addresses, width, needed)) return;
   std::uint32_t unallocated = 0;
   std::uint32_t uninitialised = 0;
   for_lanes(addresses.mask, [&](int lane) {
@@ -135,6 +128,7 @@ void check_global(Warp& warp, std::uint32_t at, Addresses& addresses, int bytes,
     for_lanes(addresses.mask & ~unallocated, [&](int lane) {
       std::memset(memory.shadow(addresses.at[lane]), static_cast<int>(Byte::initialised), width);
     });
+    for_lanes(addresses.mask & ~unallocated, [&](int lane) { memory.refresh_lines(addresses.at[lane], width); });
   }
 }
 
@@ -225,6 +219,25 @@ void count_global(Warp& warp, std::uint32_t at, const Addresses& addresses, int 
     ++counts.global_sectors;
     mark_bits(bits, sector, sector, machine.parallel);
   }
+}
+
+/// What blocks touch that cannot order themselves.
+void note_touches(Warp& warp, const Addresses& addresses, int bytes, Access access) {
+  const auto width = static_cast<std::uint64_t>(bytes);
+  if (addresses.pattern != Pattern::scattered)
+    return note_touch(warp, addresses.at[0], addresses.pattern == Pattern::unit ? width * kWarpLanes : width, access);
+  // Lanes that follow each other in memory are one.
+  std::uint64_t begin = 0;
+  std::uint64_t end = 0;
+  for_lanes(addresses.mask, [&](int lane) {
+    const std::uint64_t address = addresses.at[lane];
+    if (address != end) {
+      if (end != begin) note_touch(warp, begin, end - begin, access);
+      begin = address;
+    }
+    end = address + width;
+  });
+  if (end != begin) note_touch(warp, begin, end - begin, access);
 }
 
 // ---- shared memory
@@ -422,6 +435,21 @@ void misaligned_access(Warp& warp, const Instruction& in, std::uint32_t lanes, c
   refuse_access(warp, LaunchStatus::misaligned_address);
 }
 
+void note_touch(Warp& warp, std::uint64_t address, std::uint64_t bytes, Access access) {
+  Machine& machine = *warp.machine;
+  Launch& launch = *machine.launch;
+  if (access != Access::read) launch.saved->save(address, bytes);
+  // Narrow neighbours share a cell: where blocks meet in one, the run in order tells their bytes apart.
+  const std::uint64_t offset = (address - machine.arena_base) & ~std::uint64_t{3};
+  const std::uint64_t end = address - machine.arena_base + bytes;
+  if (!machine.touches->touch(warp.block->linear, offset, (end - offset + 3) & ~std::uint64_t{3},
+                              access != Access::read))
+    return;
+  // The launch ends here: it will run again, with its blocks in order.
+  launch.blocks_met.store(true, std::memory_order_relaxed);
+  abort_launch(warp, LaunchStatus::ok);
+}
+
 void observe_global(Warp& warp, const Instruction& in, Addresses& addresses, int bytes, Access access) {
   Machine& machine = *warp.machine;
   const std::uint32_t at = machine.index_of(in);
@@ -429,7 +457,11 @@ void observe_global(Warp& warp, const Instruction& in, Addresses& addresses, int
     check_global(warp, at, addresses, bytes, access);
     if (addresses.mask == 0) return;
   }
-  if (machine.checks.global_races) check_global_race(warp, in, addresses, bytes, access);
+  if (machine.touches != nullptr) {
+    note_touches(warp, addresses, bytes, access);
+  } else if (machine.checks.global_races) {
+    check_global_race(warp, in, addresses, bytes, access);
+  }
   if (machine.counted) count_global(warp, at, addresses, bytes, access);
   if (machine.touched) touch_global(warp, addresses, bytes, access);
 }

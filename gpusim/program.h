@@ -38,9 +38,10 @@ inline constexpr int kClusterRankShift = 24;
 /// Rounding of conversions; the integer ones round to a whole number within a floating-point type.
 enum class Rounding : std::uint8_t { nearest, zero, down, up, nearest_away };
 
-/// One instruction. A slot is an operand's byte offset in the warp's registers, or, with bit 0 set, in the launch's
-/// constants; -1 is none. A register's slot holds a value a lane: 32 of 4, 8 or 16 bytes; a predicate's is one 32-bit
-/// mask. What a field holds beyond that is the business of the handler and of the function that lowers for it.
+/// One instruction. A slot is an operand's byte offset in the warp's registers or, behind them, in its copy of the
+/// launch's constants; -1 is none. While a kernel is lowered, bit 0 says that it is one in the constants. A register's
+/// slot holds a value a lane: 32 of 4, 8 or 16 bytes; a predicate's is one 32-bit mask. What a field holds beyond that
+/// is the business of the handler and of the function that lowers for it.
 struct alignas(64) Instruction {
   Handler run = nullptr;
   std::int32_t d = -1;
@@ -224,6 +225,7 @@ struct Program {
   bool uses_stack = false;              ///< beyond local_bytes: subroutines, alloca
   std::size_t static_shared_bytes = 0;
   bool ordered = false;                 ///< the order of its blocks can be seen in the result
+  bool global_atomics = false;          ///< there may be some
   std::uint32_t shared_cell_bytes = 4;  ///< of the narrowest access that may be to shared memory, at most 4
   std::uint32_t global_cell_bytes = 4;  ///< the same of global memory
   bool copies_asynchronously = false;
@@ -243,6 +245,7 @@ std::unique_ptr<Program> lower(const ptx::Module& module, const ptx::Function& k
 struct RegisterUse {
   std::vector<std::int32_t> uses;
   std::vector<std::int32_t> definitions;
+  bool moves = false;  ///< the one it defines is the one it uses
 };
 
 /// Where registers have been put.
@@ -253,7 +256,7 @@ struct RegisterAllocation {
 
 /// Packs registers by liveness: two that are never live at once may share a unit. `register_units` is how many each
 /// takes, 0 for predicates, which only learn whether they are used. A result never shares with a source of the same
-/// instruction, so that handlers may write before they have read all.
+/// instruction, so that handlers may write before they have read all; but for moves from registers that end there.
 RegisterAllocation allocate_registers(const std::vector<RegisterUse>& code, const std::vector<int>& register_units,
                                       const std::vector<std::vector<int>>& successors,
                                       const std::vector<int>& live_at_entry);

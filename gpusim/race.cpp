@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstring>
+#include <utility>
 
 #include "model/error.h"
 
@@ -95,19 +97,25 @@ Touched touched_cells(const Addresses& offsets, int bytes, std::uint32_t cell_by
 
 class SharedRace {
  public:
-  SharedRace(Warp& warp, std::uint32_t at, Access access)
-      : warp_(warp), block_(*warp.block), at_(at), access_(access), named_(warp.machine->program->named_barriers) {
+  SharedRace(Warp& warp, std::uint32_t at, std::uint32_t stamp, Access access)
+      : warp_(warp),
+        block_(*warp.block),
+        at_(at),
+        stamp_(stamp),
+        access_(access),
+        named_(warp.machine->program->named_barriers) {
     own_ordered_ = std::max(block_.ordered_stamp, warp.ordered_stamp);
   }
+
+  void note(const Touched& touched) { access_ == Access::read ? note_reads(touched) : note_writes(touched); }
 
   void run(const Touched& touched) {
     if (access_ == Access::read) {
       if (named_ || any_recent_write(touched)) look_at_each(touched);
-      note_reads(touched);
     } else {
       if (named_ || any_recent_write(touched) || any_recent_read(touched)) look_at_each(touched);
-      note_writes(touched);
     }
+    note(touched);
     report_lanes(FindingKind::shared_race, between_, other_, "with no barrier between");
     report_lanes(FindingKind::shared_race_in_warp, within_, other_within_,
                  "by another lane of the warp, with no __syncwarp between");
@@ -181,7 +189,7 @@ class SharedRace {
 
   void note_writes(const Touched& touched) {
     const std::uint32_t tag =
-        block_.stamp << kStampShift | (access_ == Access::atomic ? kFlagBit : 0u) | warp_.index << kWarpShift;
+        stamp_ << kStampShift | (access_ == Access::atomic ? kFlagBit : 0u) | warp_.index << kWarpShift;
     for (int i = 0; i < touched.count; ++i) {
       block_.write_tags[touched.cell[i]] = tag | lane_of(touched.lane[i]);
       block_.write_at[touched.cell[i]] = at_;
@@ -189,7 +197,7 @@ class SharedRace {
   }
 
   void note_reads(const Touched& touched) {
-    const std::uint32_t mine = block_.stamp << kStampShift | warp_.index << kWarpShift;
+    const std::uint32_t mine = stamp_ << kStampShift | warp_.index << kWarpShift;
     const std::uint32_t oldest = (block_.ordered_stamp + 1) << kStampShift;
     const std::uint32_t own_oldest = (own_ordered_ + 1) << kStampShift;
     const std::uint32_t bit = 1u << warp_.index;
@@ -221,7 +229,7 @@ class SharedRace {
     }
     if (!named_) return;
     for (int i = 0; i < touched.count; ++i) {
-      block_.cell_reads[touched.cell[i] * block_.warps.size() + warp_.index] = block_.stamp;
+      block_.cell_reads[touched.cell[i] * block_.warps.size() + warp_.index] = stamp_;
     }
   }
 
@@ -238,6 +246,7 @@ class SharedRace {
   Warp& warp_;
   Block& block_;
   std::uint32_t at_;
+  std::uint32_t stamp_;
   Access access_;
   bool named_;
   std::uint32_t own_ordered_ = 0;  ///< this warp's own accesses up to this stamp are ordered
@@ -249,13 +258,65 @@ class SharedRace {
 
 }  // namespace
 
+void replay_log(Block& block) {
+  SharedLog& log = block.log;
+  const std::size_t used = std::exchange(log.used, 0);
+  Addresses offsets;
+  for (std::size_t next = 0; next < used;) {
+    LoggedAccess entry;
+    std::memcpy(static_cast<void*>(&entry), &log.words[next], sizeof entry);
+    const std::uint32_t* const from = &log.words[next + SharedLog::kHeader];
+    const bool halves = (entry.form & kHalves) != 0;
+    next += SharedLog::kHeader + (halves ? 2 : kWarpLanes);
+    for (std::uint32_t l = 0; l < kWarpLanes; ++l) {
+      const std::uint32_t half = l / 16;
+      const bool steps = (entry.form & (half == 0 ? kFirstSteps : kSecondSteps)) != 0;
+      offsets.at[l] = halves ? from[half] + (steps ? l % 16 * entry.bytes : 0) : from[l];
+    }
+    offsets.mask = entry.mask;
+    Warp& warp = block.warps[entry.warp];
+    SharedRace(warp, entry.at, entry.stamp, static_cast<Access>(entry.access))
+        .note(touched_cells(offsets, entry.bytes, warp.machine->program->shared_cell_bytes));
+  }
+}
+
+void start_race_check(Block& block, const Program& program) {
+  const std::size_t cells = block.shared_end / program.shared_cell_bytes + 1;
+  const std::size_t granules = (block.shared_end >> SharedLog::kGranuleShift) + 1;
+  for (auto* const of_cells : {&block.write_tags, &block.read_tags, &block.write_at, &block.read_at, &block.readers}) {
+    if (of_cells->size() < cells) of_cells->resize(cells);
+  }
+  const std::size_t reads = program.named_barriers ? cells * block.warps.size() : 0;
+  if (block.cell_reads.size() < reads) block.cell_reads.resize(reads);
+  for (auto* const of_granules : {&block.log.writes, &block.log.accesses}) {
+    if (of_granules->size() < granules) of_granules->resize(granules);
+  }
+  block.log.words.resize(SharedLog::kMostWords);
+  if (program.named_barriers) std::fill(block.readers.begin(), block.readers.end(), 0);
+  // Half of the stamps are left for the block.
+  if (block.stamp > kLastStamp / 2) block.stamp = kLastStamp;
+  order_block(block, false);
+}
+
 void check_shared_race(Warp& warp, const Instruction& in, const Addresses& offsets, int bytes, Access access) {
-  const std::uint32_t cell_bytes = warp.machine->program->shared_cell_bytes;
-  SharedRace(warp, warp.machine->index_of(in), access).run(touched_cells(offsets, bytes, cell_bytes));
+  Block& block = *warp.block;
+  const Machine& machine = *warp.machine;
+  if (block.log.used != 0) replay_log(block);
+  SharedRace(warp, machine.index_of(in), block.stamp, access)
+      .run(touched_cells(offsets, bytes, machine.program->shared_cell_bytes));
+  if (!machine.logs) return;
+  for_lanes(offsets.mask, [&](int lane) {  // aligned: all of it lies in one granule
+    const std::uint64_t granule = offsets.at[lane] >> SharedLog::kGranuleShift;
+    block.log.accesses[granule] = block.stamp;
+    if (access != Access::read) block.log.writes[granule] = block.stamp;
+  });
 }
 
 void order_block(Block& block, bool named) {
-  if (!named) block.ordered_stamp = block.stamp;
+  if (!named) {
+    block.ordered_stamp = block.stamp;
+    block.log.used = 0;
+  }
   if (block.stamp < kLastStamp) {
     ++block.stamp;
     return;
@@ -263,8 +324,9 @@ void order_block(Block& block, bool named) {
   // The stamps are used up. Where the whole block has met, nothing from before matters any more; else later accesses
   // share the last stamp, which can only hide a race.
   if (named) return;
-  std::fill(block.write_tags.begin(), block.write_tags.end(), 0);
-  std::fill(block.read_tags.begin(), block.read_tags.end(), 0);
+  for (auto* const stamps : {&block.write_tags, &block.read_tags, &block.log.writes, &block.log.accesses})
+    std::fill(stamps->begin(), stamps->end(), 0);
+  std::fill(block.cell_reads.begin(), block.cell_reads.end(), 0);
   block.ordered_stamp = 0;
   block.stamp = 1;
   for (Warp& warp : block.warps) warp.ordered_stamp = 0;
@@ -390,7 +452,7 @@ void check_global_race(Warp& warp, const Instruction& in, const Addresses& addre
 }
 
 void order_globally(Warp& warp) {
-  if (!warp.machine->checks.global_races) return;
+  if (!warp.machine->checks.global_races || warp.machine->touches != nullptr) return;
   ++warp.machine->launch->order->epochs[warp.block->linear];
 }
 

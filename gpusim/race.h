@@ -29,6 +29,32 @@ struct GlobalOrder {
   std::vector<std::uint64_t> acquired;                ///< of each block: the time of its last acquisition
 };
 
+/// How the 32 offsets of a logged access are written down.
+enum SharedForm : std::uint32_t {
+  kScattered = 0,
+  kHalves = 1,      ///< the first offset of each half warp; its lanes are at one place ...
+  kFirstSteps = 2,  ///< ... or side by side
+  kSecondSteps = 4,
+};
+
+/// An access in SharedLog's words.
+struct LoggedAccess {
+  std::uint32_t at = 0;  ///< instruction
+  std::uint32_t stamp = 0;
+  std::uint32_t mask = 0;
+  std::uint8_t warp = 0;
+  std::uint8_t access = 0;
+  std::uint8_t bytes = 0;
+  std::uint8_t form = 0;
+};
+static_assert(sizeof(LoggedAccess) == SharedLog::kHeader * sizeof(std::uint32_t));
+
+/// Tells the cells what was logged.
+void replay_log(Block& block);
+
+/// A new block begins: what is known of another before it does not matter.
+void start_race_check(Block& block, const Program& program);
+
 /// Offsets in shared memory; the access follows.
 void check_shared_race(Warp& warp, const Instruction& in, const Addresses& offsets, int bytes, Access access);
 /// Host addresses.

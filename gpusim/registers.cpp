@@ -133,6 +133,16 @@ std::vector<Interval> find_intervals(const std::vector<Block>& blocks, const std
   return intervals;
 }
 
+/// The register whose value `reg` begins with, where that register ends there; -1 where there is none.
+int moved_from(const std::vector<RegisterUse>& code, const std::vector<Interval>& intervals, std::size_t reg) {
+  const int at = intervals[reg].begin;
+  if (at < 0) return -1;
+  const RegisterUse& use = code[static_cast<std::size_t>(at)];
+  if (!use.moves || use.uses.size() != 1 || use.definitions.size() != 1) return -1;
+  if (use.definitions[0] != static_cast<std::int32_t>(reg) || use.uses[0] == use.definitions[0]) return -1;
+  return intervals[static_cast<std::size_t>(use.uses[0])].end == at ? use.uses[0] : -1;
+}
+
 /// Units that are free again, by how many they are together; the lowest are taken first, so that a warp's registers
 /// stay within few cache lines. Registers of different widths never share units: lane i of a 64-bit register lies where
 /// lanes 2i and 2i + 1 of a 32-bit one would, and lanes that have diverged may hold the one while others write the
@@ -202,13 +212,21 @@ RegisterAllocation allocate_registers(const std::vector<RegisterUse>& code, cons
   Units units;
   const auto ends_later = [&](std::size_t a, std::size_t b) { return intervals[a].end > intervals[b].end; };
   std::vector<std::size_t> active;  // a heap, the first to end on top
+  std::vector<bool> taken_over(registers, false);
   for (const std::size_t reg : order) {
     while (!active.empty() && intervals[active.front()].end < intervals[reg].begin) {
       std::pop_heap(active.begin(), active.end(), ends_later);
-      units.release(result.units[active.back()], register_units[active.back()]);
+      const std::size_t ended = active.back();
+      if (!taken_over[ended]) units.release(result.units[ended], register_units[ended]);
       active.pop_back();
     }
-    result.units[reg] = units.take(register_units[reg]);
+    const int from = moved_from(code, intervals, reg);
+    if (from >= 0 && register_units[static_cast<std::size_t>(from)] == register_units[reg]) {
+      result.units[reg] = result.units[static_cast<std::size_t>(from)];
+      taken_over[static_cast<std::size_t>(from)] = true;
+    } else {
+      result.units[reg] = units.take(register_units[reg]);
+    }
     active.push_back(reg);
     std::push_heap(active.begin(), active.end(), ends_later);
   }

@@ -24,11 +24,11 @@ class Lane {
 
   std::uint64_t read(std::int32_t slot, std::size_t bytes = 8) const {
     std::uint64_t value = 0;
-    std::memcpy(&value, warp_.base[slot & 1] + (slot & ~1) + bytes * lane_, bytes);
+    std::memcpy(&value, warp_.base + slot + bytes * lane_, bytes);
     return value;
   }
   void write(std::int32_t slot, std::uint64_t value, std::size_t bytes = 8) const {
-    std::memcpy(warp_.base[0] + slot + bytes * lane_, &value, bytes);
+    std::memcpy(warp_.base + slot + bytes * lane_, &value, bytes);
   }
 
   std::byte* local(std::uint64_t offset) const { return warp_.local + lane_ * warp_.local_bytes + offset; }
@@ -45,7 +45,7 @@ class Lane {
   void save(const CallSite::Save& save, std::uint64_t offset) const {
     if (save.bytes != 0) {
       const auto width = static_cast<std::size_t>(save.bytes);
-      std::memcpy(local(offset), warp_.base[0] + save.slot + width * lane_, width);
+      std::memcpy(local(offset), warp_.base + save.slot + width * lane_, width);
     } else {
       write_local(offset, predicate(save.slot) >> lane_ & 1u);
     }
@@ -53,18 +53,18 @@ class Lane {
   void restore(const CallSite::Save& save, std::uint64_t offset) const {
     if (save.bytes != 0) {
       const auto width = static_cast<std::size_t>(save.bytes);
-      std::memcpy(warp_.base[0] + save.slot + width * lane_, local(offset), width);
+      std::memcpy(warp_.base + save.slot + width * lane_, local(offset), width);
       return;
     }
     const std::uint32_t bit = 1u << lane_;
     const std::uint32_t mask = (predicate(save.slot) & ~bit) | (read_local(offset) != 0 ? bit : 0u);
-    std::memcpy(warp_.base[0] + save.slot, &mask, sizeof mask);
+    std::memcpy(warp_.base + save.slot, &mask, sizeof mask);
   }
 
  private:
   std::uint32_t predicate(std::int32_t slot) const {
     std::uint32_t mask = 0;
-    std::memcpy(&mask, warp_.base[0] + slot, sizeof mask);
+    std::memcpy(&mask, warp_.base + slot, sizeof mask);
     return mask;
   }
 

@@ -18,7 +18,7 @@ class LaneMemory {
   /// Where the frame begins that the offsets of a call's arguments count from: the instruction's `a` says so.
   std::uint64_t frame(const Instruction& in) const {
     std::uint64_t at = 0;
-    if (in.a >= 0) std::memcpy(&at, warp_.base[in.a & 1] + (in.a & ~1) + sizeof at * lane_, sizeof at);
+    if (in.a >= 0) std::memcpy(&at, warp_.base + in.a + sizeof at * lane_, sizeof at);
     return at;
   }
 

@@ -8,53 +8,65 @@
 
 #include "gpusim/handlers.h"
 #include "gpusim/lanes.h"
+#include "gpusim/shared_watch.h"
 
 namespace gpusim::DSV2_ISA {
 namespace {
 
 // ---- ldmatrix, stmatrix: 8x8 matrices of 16-bit elements, a row of 16 bytes at each of 8 lanes' addresses
 
-/// The rows' host addresses: lane 8i + r gives row r of matrix i. Null where one is out of bounds.
-bool matrix_rows(Warp& warp, const Instruction& in, Access access, bool instrumented,
-                 std::uint64_t (&rows)[kWarpLanes]) {
-  Addresses addresses;
+/// The rows' offsets in shared memory: lane 8i + r gives row r of matrix i. False where one is out of bounds.
+template <bool kInstrumented>
+bool matrix_rows(Warp& warp, const Instruction& in, Access access, SharedOffsets& rows) {
+  constexpr std::uint32_t kRowBytes = 16;
   const int used = 8 * in.elements;
-  addresses.mask = used == kWarpLanes ? kAllLanes : (1u << used) - 1;
-  addresses.pattern = Pattern::scattered;
+  const std::uint32_t shared_end = static_cast<std::uint32_t>(warp.block->shared_end);
+  rows.mask = used == kWarpLanes ? kAllLanes : (1u << used) - 1;
+  rows.least = kAllLanes;
+  rows.most = 0;
+  std::uint32_t low = 0;
+  for (int l = 0; l < kWarpLanes; ++l) {
+    const int lane = l & (used - 1);
+    const std::uint32_t base = in.address_bytes == 8
+                                   ? static_cast<std::uint32_t>(lanes<std::uint64_t>(warp, in.a)[lane])
+                                   : lanes<std::uint32_t>(warp, in.a)[lane];
+    rows.at[l] = base + static_cast<std::uint32_t>(in.immediate);
+    rows.least = rows.at[l] < rows.least ? rows.at[l] : rows.least;
+    rows.most = rows.at[l] > rows.most ? rows.at[l] : rows.most;
+    low |= rows.at[l];
+  }
+  const bool inside = rows.least >= kSharedBase && std::uint64_t{rows.most} + kRowBytes <= shared_end;
+  const bool aligned = (low & (kRowBytes - 1)) == 0;
+  if (inside && aligned && (!kInstrumented || is_plainly_right(warp, in, rows, kRowBytes, access))) return true;
+
+  Addresses addresses;
+  addresses.mask = rows.mask;
+  for (int l = 0; l < kWarpLanes; ++l) addresses.at[l] = rows.at[l];
   std::uint32_t bad = 0;
   std::uint32_t misaligned = 0;
-  for (int l = 0; l < used; ++l) {
-    const std::uint64_t base =
-        in.address_bytes == 8 ? lanes<std::uint64_t>(warp, in.a)[l] : lanes<std::uint32_t>(warp, in.a)[l];
-    const std::uint64_t offset = (base + static_cast<std::uint64_t>(in.immediate)) & 0xffffffffu;
-    addresses.at[l] = offset;
-    bad |= static_cast<std::uint32_t>(offset < kSharedBase || offset + 16 > warp.block->shared_end) << l;
-    misaligned |= static_cast<std::uint32_t>((offset & 15u) != 0) << l;
-  }
-  if (bad != 0) bad_shared_access(warp, in, bad, addresses.at, 16, access);
-  if (bad == 0 && misaligned != 0) misaligned_access(warp, in, misaligned, addresses.at, 16);
+  for_lanes(rows.mask, [&](int l) {
+    const std::uint64_t offset = rows.at[l];
+    bad |= static_cast<std::uint32_t>(offset < kSharedBase || offset + kRowBytes > shared_end) << l;
+    misaligned |= static_cast<std::uint32_t>((offset & (kRowBytes - 1)) != 0) << l;
+  });
+  if (bad != 0) bad_shared_access(warp, in, bad, addresses.at, kRowBytes, access);
+  if (bad == 0 && misaligned != 0) misaligned_access(warp, in, misaligned, addresses.at, kRowBytes);
   if ((bad | misaligned) != 0) return false;
-  if (instrumented) observe_shared(warp, in, addresses, 16, access);
-  const auto shared = reinterpret_cast<std::uint64_t>(warp.block->shared.data());
-  for (int l = 0; l < used; ++l) rows[l] = shared + addresses.at[l];
+  observe_shared(warp, in, addresses, kRowBytes, access);
   return true;
 }
 
 template <bool kInstrumented>
 void load_matrix(Warp& warp, const Instruction& in) {
   if (!gathered(warp, in)) return;
-  std::uint64_t rows[kWarpLanes];
-  if (!matrix_rows(warp, in, Access::read, kInstrumented, rows)) return;
-  // All rows are read before any register is written: a register may hold the addresses.
-  alignas(64) std::uint16_t matrix[4][8][8];
+  SharedOffsets rows;  // a copy: a register that is written may hold the addresses
+  if (!matrix_rows<kInstrumented>(warp, in, Access::read, rows)) return;
+  const std::byte* const shared = warp.block->shared.data();
   for (int i = 0; i < in.elements; ++i) {
-    for (int r = 0; r < 8; ++r) std::memcpy(matrix[i][r], reinterpret_cast<const void*>(rows[8 * i + r]), 16);
-  }
-  for (int i = 0; i < in.elements; ++i) {
-    const auto& m = matrix[i];
-    const bool transposed = in.mode != 0;
+    std::uint16_t m[8][8];
+    for (int r = 0; r < 8; ++r) std::memcpy(m[r], shared + rows.at[8 * i + r], sizeof m[r]);
     alignas(64) std::uint32_t value[kWarpLanes];
-    if (transposed) {
+    if (in.mode != 0) {  // transposed
       for (int l = 0; l < kWarpLanes; ++l) {
         value[l] = m[l % 4 * 2][l / 4] | static_cast<std::uint32_t>(m[l % 4 * 2 + 1][l / 4]) << 16;
       }
@@ -69,8 +81,8 @@ void load_matrix(Warp& warp, const Instruction& in) {
 template <bool kInstrumented>
 void store_matrix(Warp& warp, const Instruction& in) {
   if (!gathered(warp, in)) return;
-  std::uint64_t rows[kWarpLanes];
-  if (!matrix_rows(warp, in, Access::write, kInstrumented, rows)) return;
+  SharedOffsets rows;
+  if (!matrix_rows<kInstrumented>(warp, in, Access::write, rows)) return;
   for (int i = 0; i < in.elements; ++i) {
     const auto* value = lanes<std::uint32_t>(warp, warp.lists[in.list + i]);
     std::uint16_t m[8][8];
@@ -84,7 +96,7 @@ void store_matrix(Warp& warp, const Instruction& in) {
         }
       }
     }
-    for (int r = 0; r < 8; ++r) std::memcpy(reinterpret_cast<void*>(rows[8 * i + r]), m[r], 16);
+    for (int r = 0; r < 8; ++r) std::memcpy(warp.block->shared.data() + rows.at[8 * i + r], m[r], sizeof m[r]);
   }
 }
 
@@ -155,37 +167,20 @@ MatrixOperands operands_of(const Warp& warp, const Instruction& in) {
 
 // ---- mma: m16n8kK and m8n8k..; PTX ISA, "Matrix fragments for mma". A group of 4 lanes holds a row of A.
 
-/// Accumulators: f32, packed f16, or s32. Lane l holds columns 2 (l % 4) and the next of row l / 4, and of row
-/// l / 4 + 8: of each half of the rows, elements 2l and 2l + 1 counted row by row.
-template <class V, bool kHalf>
-void load_accumulator(Warp& warp, const std::int32_t* slots, V (&c)[16][8]) {
-  for (int half = 0; half < 2; ++half) {
-    V* const to = c[8 * half];
-    if constexpr (kHalf) {
-      const auto* packed = lanes<std::uint16_t>(warp, slots[half]);
-      for (int at = 0; at < 64; ++at) to[at] = from_f16(packed[at]);
-    } else {
-      const auto* first = lanes<V>(warp, slots[2 * half]);
-      const auto* second = lanes<V>(warp, slots[2 * half + 1]);
-      for (int l = 0; l < kWarpLanes; ++l) {
-        to[2 * l] = first[l];
-        to[2 * l + 1] = second[l];
-      }
-    }
+/// Accumulators of integers. Lane l holds columns 2 (l % 4) and the next of row l / 4, and of row l / 4 + 8: of each
+/// half of the rows, elements 2l and 2l + 1 counted row by row.
+inline void load_accumulator(Warp& warp, const std::int32_t* slots, std::int32_t (&c)[16][8]) {
+  for (int i = 0; i < 4; ++i) {
+    const auto* from = lanes<std::int32_t>(warp, slots[i]);
+    std::int32_t* const to = c[8 * (i / 2)] + i % 2;
+    for (int l = 0; l < kWarpLanes; ++l) to[2 * l] = from[l];
   }
 }
 
-template <class V, bool kHalf>
-void store_accumulator(Warp& warp, const std::int32_t* slots, const V (&d)[16][8]) {
-  for (int half = 0; half < 2; ++half) {
-    const V* const from = d[8 * half];
-    if constexpr (kHalf) {
-      write<std::uint32_t>(warp, slots[half],
-                           [=](int l) { return to_f16(from[2 * l]) | to_f16(from[2 * l + 1]) << 16; });
-    } else {
-      write<V>(warp, slots[2 * half], [=](int l) { return from[2 * l]; });
-      write<V>(warp, slots[2 * half + 1], [=](int l) { return from[2 * l + 1]; });
-    }
+inline void store_accumulator(Warp& warp, const std::int32_t* slots, const std::int32_t (&d)[16][8]) {
+  for (int i = 0; i < 4; ++i) {
+    const std::int32_t* const from = d[8 * (i / 2)] + i % 2;
+    write<std::int32_t>(warp, slots[i], [=](int l) { return from[2 * l]; });
   }
 }
 
@@ -226,70 +221,176 @@ inline void multiply_add(std::int32_t& sum, std::int32_t a, std::int32_t b) {
   sum = static_cast<std::int32_t>(static_cast<std::uint32_t>(sum) + static_cast<std::uint32_t>(a * b));
 }
 
-/// d += a * b, the products of an element in the order of k.
-template <class V, int kDepth>
-void multiply(const V (&a)[16][kDepth], const V (&b)[kDepth][8], V (&d)[16][8]) {
-#if defined(__FMA__)
-  if constexpr (std::is_same_v<V, float>) {
-    constexpr int kRows = 8;  // at once: as many sums in flight as hide an addition's latency
-    for (int m = 0; m < 16; m += kRows) {
-      __m256 sum[kRows];
-      for (int r = 0; r < kRows; ++r) sum[r] = _mm256_load_ps(d[m + r]);
-      for (int k = 0; k < kDepth; ++k) {
-        const __m256 row = _mm256_load_ps(b[k]);
-        for (int r = 0; r < kRows; ++r) sum[r] = _mm256_fmadd_ps(_mm256_set1_ps(a[m + r][k]), row, sum[r]);
+// Floats are multiplied in the layout of the lanes: 4 lanes, 128 bits, hold a row of the accumulators, and its elements
+// of A for the same 4 (or 8) of k, so that one element for the whole row is a shuffle.
+
+/// The elements of a register: `out[p]` has the lanes' p-th.
+template <class T>
+void expand_parts(Warp& warp, std::int32_t slot, float (&out)[Element<T>::kPerRegister][kWarpLanes]) {
+  constexpr int kEach = Element<T>::kPerRegister;
+  const auto* packed = lanes<std::uint32_t>(warp, slot);
+  for (int p = 0; p < kEach; ++p) {
+    for (int l = 0; l < kWarpLanes; ++l)
+      out[p][l] = Element<T>::value(static_cast<typename Element<T>::Packed>(packed[l] >> (32 / kEach * p)));
+  }
+}
+
+/// B by k, its even columns first: what a row of an accumulator register is multiplied with.
+template <class T, int kDepth>
+void load_b_rows(Warp& warp, const std::int32_t* slots, float (&b)[kDepth][2][4]) {
+  constexpr int kEach = Element<T>::kPerRegister;
+  alignas(64) float parts[kEach][kWarpLanes];
+  for (int i = 0; i < kDepth / (4 * kEach); ++i) {
+    expand_parts<T>(warp, slots[i], parts);
+    for (int p = 0; p < kEach; ++p) {
+      for (int odd = 0; odd < 2; ++odd) {
+        const float* const column = parts[p] + 4 * odd;  // lane 4n + q holds element q of column n
+        const int k = 4 * kEach * i + p;
+#if defined(__SSE2__)
+        __m128 row[4];
+        for (int n = 0; n < 4; ++n) row[n] = _mm_load_ps(column + 8 * n);
+        _MM_TRANSPOSE4_PS(row[0], row[1], row[2], row[3]);
+        for (int q = 0; q < 4; ++q) _mm_store_ps(b[k + kEach * q][odd], row[q]);
+#else
+        for (int q = 0; q < 4; ++q) {
+          for (int n = 0; n < 4; ++n) b[k + kEach * q][odd][n] = column[8 * n + q];
+        }
+#endif
       }
-      for (int r = 0; r < kRows; ++r) _mm256_store_ps(d[m + r], sum[r]);
     }
-    return;
+  }
+}
+
+/// d += a * b, the products of an element in the order of k. `a`: by half of the rows; `d`: by register.
+template <int kChunks, int kEach>
+void multiply_rows(const float (&a)[2][kChunks][kEach][kWarpLanes], const float (&b)[4 * kEach * kChunks][2][4],
+                   float (&d)[4][kWarpLanes]) {
+#if defined(__AVX512F__)
+  __m512 sum[4][2];
+  for (int i = 0; i < 4; ++i) {
+    for (int g = 0; g < 2; ++g) sum[i][g] = _mm512_load_ps(d[i] + 16 * g);
+  }
+  for (int chunk = 0; chunk < kChunks; ++chunk) {
+#pragma GCC unroll 4
+    for (int q = 0; q < 4; ++q) {
+#pragma GCC unroll 2
+      for (int p = 0; p < kEach; ++p) {
+        const auto& row = b[4 * kEach * chunk + kEach * q + p];
+        const __m512 even = _mm512_broadcast_f32x4(_mm_load_ps(row[0]));
+        const __m512 odd = _mm512_broadcast_f32x4(_mm_load_ps(row[1]));
+        for (int half = 0; half < 2; ++half) {
+          for (int g = 0; g < 2; ++g) {
+            const __m512 all = _mm512_load_ps(a[half][chunk][p] + 16 * g);
+            const __m512 one = _mm512_permutevar_ps(all, _mm512_set1_epi32(q));
+            sum[2 * half][g] = _mm512_fmadd_ps(one, even, sum[2 * half][g]);
+            sum[2 * half + 1][g] = _mm512_fmadd_ps(one, odd, sum[2 * half + 1][g]);
+          }
+        }
+      }
+    }
+  }
+  for (int i = 0; i < 4; ++i) {
+    for (int g = 0; g < 2; ++g) _mm512_store_ps(d[i] + 16 * g, sum[i][g]);
+  }
+#elif defined(__FMA__)
+  for (int half = 0; half < 2; ++half) {  // 8 sums in flight hide an addition's latency
+    __m256 sum[2][4];
+    for (int odd = 0; odd < 2; ++odd) {
+      for (int g = 0; g < 4; ++g) sum[odd][g] = _mm256_load_ps(d[2 * half + odd] + 8 * g);
+    }
+    for (int chunk = 0; chunk < kChunks; ++chunk) {
+#pragma GCC unroll 4
+      for (int q = 0; q < 4; ++q) {
+#pragma GCC unroll 2
+        for (int p = 0; p < kEach; ++p) {
+          const auto& row = b[4 * kEach * chunk + kEach * q + p];
+          const __m256 even = _mm256_broadcast_ps(reinterpret_cast<const __m128*>(row[0]));
+          const __m256 odd = _mm256_broadcast_ps(reinterpret_cast<const __m128*>(row[1]));
+          for (int g = 0; g < 4; ++g) {
+            const __m256 all = _mm256_load_ps(a[half][chunk][p] + 8 * g);
+            const __m256 one = _mm256_permutevar_ps(all, _mm256_set1_epi32(q));
+            sum[0][g] = _mm256_fmadd_ps(one, even, sum[0][g]);
+            sum[1][g] = _mm256_fmadd_ps(one, odd, sum[1][g]);
+          }
+        }
+      }
+    }
+    for (int odd = 0; odd < 2; ++odd) {
+      for (int g = 0; g < 4; ++g) _mm256_store_ps(d[2 * half + odd] + 8 * g, sum[odd][g]);
+    }
+  }
+#else
+  for (int half = 0; half < 2; ++half) {
+    for (int k = 0; k < 4 * kEach * kChunks; ++k) {
+      const float* const elements = a[half][k / (4 * kEach)][k % kEach];
+      for (int l = 0; l < kWarpLanes; ++l) {
+        const float one = elements[l / 4 * 4 + k / kEach % 4];
+        multiply_add(d[2 * half][l], one, b[k][0][l % 4]);
+        multiply_add(d[2 * half + 1][l], one, b[k][1][l % 4]);
+      }
+    }
   }
 #endif
-  for (int m = 0; m < 16; ++m) {
-    for (int k = 0; k < kDepth; ++k) {
-      for (int n = 0; n < 8; ++n) multiply_add(d[m][n], a[m][k], b[k][n]);
+}
+
+template <class T, int kDepth, bool kHalfC, bool kHalfD>
+void mma_float(Warp& warp, const Instruction& in) {
+  if (!gathered(warp, in)) return;
+  constexpr int kEach = Element<T>::kPerRegister;
+  constexpr int kChunks = kDepth / (4 * kEach);
+  const MatrixOperands slots = operands_of(warp, in);
+  alignas(64) float a[2][kChunks][kEach][kWarpLanes];
+  alignas(64) float b[kDepth][2][4];
+  alignas(64) float d[4][kWarpLanes];
+  for (int i = 0; i < 2 * kChunks; ++i) expand_parts<T>(warp, slots.a[i], a[i % 2][i / 2]);
+  load_b_rows<T, kDepth>(warp, slots.b, b);
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (kHalfC) {
+      const auto* c = lanes<std::uint32_t>(warp, slots.c[i / 2]);
+      for (int l = 0; l < kWarpLanes; ++l) d[i][l] = from_f16(c[l] >> (16 * (i % 2)) & 0xffffu);
+    } else {
+      std::memcpy(d[i], lanes<float>(warp, slots.c[i]), sizeof d[i]);
+    }
+  }
+  multiply_rows<kChunks, kEach>(a, b, d);
+  if constexpr (kHalfD) {
+    for (int half = 0; half < 2; ++half) {
+      const auto* pair = d + 2 * half;
+      write<std::uint32_t>(warp, slots.d[half], [=](int l) { return to_f16(pair[0][l]) | to_f16(pair[1][l]) << 16; });
+    }
+  } else {
+    for (int i = 0; i < 4; ++i) {
+      const float* const from = d[i];
+      write<float>(warp, slots.d[i], [=](int l) { return from[l]; });
     }
   }
 }
 
-template <class A, class B, int kDepth, bool kHalfC, bool kHalfD>
-void mma(Warp& warp, const Instruction& in) {
-  if (!gathered(warp, in)) return;
-  using V = typename Element<A>::Value;
-  const MatrixOperands slots = operands_of(warp, in);
-  alignas(64) V a[16][kDepth];
-  alignas(64) V b[kDepth][8];
-  alignas(64) V d[16][8];
-  load_a<A, V, kDepth>(warp, slots.a, a);
-  load_b<B, V, kDepth>(warp, slots.b, b);
-  load_accumulator<V, kHalfC>(warp, slots.c, d);
-  multiply(a, b, d);
-  store_accumulator<V, kHalfD>(warp, slots.d, d);
-}
-
-/// Integer sums that do not fit become the nearest that do.
+/// Integers. Saturated, sums that do not fit become the nearest that do; else they wrap.
 template <class A, class B, int kDepth>
-void mma_saturated(Warp& warp, const Instruction& in) {
+void mma_integer(Warp& warp, const Instruction& in) {
   if (!gathered(warp, in)) return;
   const MatrixOperands slots = operands_of(warp, in);
-  std::int32_t a[16][kDepth];
-  std::int32_t b[kDepth][8];
-  std::int32_t d[16][8];
+  alignas(64) std::int32_t a[16][kDepth];
+  alignas(64) std::int32_t b[kDepth][8];
+  alignas(64) std::int32_t d[16][8];
   load_a<A, std::int32_t, kDepth>(warp, slots.a, a);
   load_b<B, std::int32_t, kDepth>(warp, slots.b, b);
-  load_accumulator<std::int32_t, false>(warp, slots.c, d);
+  load_accumulator(warp, slots.c, d);
   for (int m = 0; m < 16; ++m) {
+    if (in.mode == 0) {
+      for (int k = 0; k < kDepth; ++k) {
+        for (int n = 0; n < 8; ++n) multiply_add(d[m][n], a[m][k], b[k][n]);
+      }
+      continue;
+    }
     for (int n = 0; n < 8; ++n) {
       std::int64_t sum = d[m][n];
       for (int k = 0; k < kDepth; ++k) sum += std::int64_t{a[m][k]} * b[k][n];
       d[m][n] = static_cast<std::int32_t>(std::clamp<std::int64_t>(sum, INT32_MIN, INT32_MAX));
     }
   }
-  store_accumulator<std::int32_t, false>(warp, slots.d, d);
-}
-
-template <class A, class B, int kDepth>
-void mma_integer(Warp& warp, const Instruction& in) {
-  in.mode != 0 ? mma_saturated<A, B, kDepth>(warp, in) : mma<A, B, kDepth, false, false>(warp, in);
+  store_accumulator(warp, slots.d, d);
 }
 
 /// m8n8k4 of doubles: lane l holds A[l / 4][l % 4], B[l % 4][l / 4], C[l / 4][2 (l % 4) + {0, 1}].
@@ -354,6 +455,67 @@ MatrixPlace matrix_place(Warp& warp, const Instruction& in, std::uint64_t defaul
   return place;
 }
 
+/// Whether `count` lines of `bytes` each, `step` apart, lie within memory, and nothing has to be looked at while they
+/// are loaded or stored.
+template <bool kInstrumented>
+bool matrix_is_plain(const Warp& warp, const MatrixPlace& place, std::uint64_t count, std::uint64_t bytes,
+                     std::uint64_t step) {
+  const Machine& machine = *warp.machine;
+  const std::uint64_t begin = place.shared ? kSharedBase : machine.arena_base;
+  const std::uint64_t size = place.shared ? warp.block->shared_end - kSharedBase : DeviceMemory::kArenaBytes;
+  const std::uint64_t span = (count - 1) * step + bytes;
+  if (place.base - begin > size || span > size - (place.base - begin)) return false;
+  if constexpr (kInstrumented) {
+    const bool ordered = machine.checks.global_races && machine.touches == nullptr;
+    if (place.shared || !machine.quick || ordered || machine.touched) return false;
+    if (!machine.checks.any_global() || !machine.launch->memory->has_shadow()) return true;
+    auto common = static_cast<std::uint8_t>(Byte::initialised);
+    for (std::uint64_t i = 0; i < count; ++i) {
+      const std::uint64_t first = place.base + i * step;
+      const std::uint8_t* const last = machine.launch->memory->line(first + bytes - 1);
+      for (const std::uint8_t* at = machine.launch->memory->line(first); at <= last; ++at) common &= *at;
+    }
+    return common == static_cast<std::uint8_t>(Byte::initialised);
+  }
+  return true;
+}
+
+/// Between the registers of a fragment and a matrix in memory, a register of all lanes at a time.
+template <class Memory, int kRows, int kColumns, bool kColumnMajor, bool kLoads>
+void move_matrix(Warp& warp, const std::int32_t* slots, std::byte* matrix, std::uint64_t stride) {
+  using Bits = std::make_unsigned_t<Memory>;
+  constexpr int kEach = 4 / static_cast<int>(sizeof(Bits));
+  const auto address = [=](int at) {
+    const auto row = static_cast<std::uint64_t>(at / kColumns);
+    const auto column = static_cast<std::uint64_t>(at % kColumns);
+    return matrix + (kColumnMajor ? column * stride + row : row * stride + column) * sizeof(Bits);
+  };
+  for (int i = 0; i < kRows * kColumns / kWarpLanes / kEach; ++i) {
+    auto* const packed = lanes<std::uint32_t>(warp, slots[i]);
+    alignas(64) Bits elements[kEach][kWarpLanes];
+    constexpr int kRun = kColumnMajor ? 1 : kColumns < kWarpLanes ? kColumns : kWarpLanes;  // side by side in memory
+    if constexpr (!kLoads) {
+      for (int e = 0; e < kEach; ++e) {
+        for (int l = 0; l < kWarpLanes; ++l) elements[e][l] = static_cast<Bits>(packed[l] >> (32 / kEach * e));
+      }
+    }
+    for (int e = 0; e < kEach; ++e) {
+      for (int l = 0; l < kWarpLanes; l += kRun) {
+        std::byte* const at = address((i * kEach + e) * kWarpLanes + l);
+        kLoads ? std::memcpy(elements[e] + l, at, kRun * sizeof(Bits))
+               : std::memcpy(at, elements[e] + l, kRun * sizeof(Bits));
+      }
+    }
+    if constexpr (kLoads) {
+      for (int l = 0; l < kWarpLanes; ++l) {
+        std::uint32_t word = 0;
+        for (int e = 0; e < kEach; ++e) word |= static_cast<std::uint32_t>(elements[e][l]) << (32 / kEach * e);
+        packed[l] = word;
+      }
+    }
+  }
+}
+
 /// Element `index` of every lane, with checks and counts: a request of 32 elements.
 template <class T, int kRows, int kColumns, bool kColumnMajor, bool kLoads, bool kInstrumented>
 void wmma_memory(Warp& warp, const Instruction& in) {
@@ -366,6 +528,17 @@ void wmma_memory(Warp& warp, const Instruction& in) {
   const std::uint64_t begin = place.shared ? kSharedBase : warp.machine->arena_base;
   const std::uint64_t size = place.shared ? warp.block->shared_end - kSharedBase : DeviceMemory::kArenaBytes;
   const std::uint64_t host = place.shared ? reinterpret_cast<std::uint64_t>(warp.block->shared.data()) : 0;
+  if constexpr (kBytes <= 4) {
+    constexpr int kLines = kColumnMajor ? kColumns : kRows;
+    constexpr int kLineElements = kRows * kColumns / kLines;
+    if (matrix_is_plain<kInstrumented>(warp, place, kLines, kLineElements * sizeof(Memory),
+                                       place.stride * sizeof(Memory))) {
+      for (std::uint64_t i = 0; kInstrumented && warp.machine->touches != nullptr && i < kLines; ++i)
+        note_touch(warp, place.base + i * place.stride * sizeof(Memory), kLineElements * sizeof(Memory), kAccess);
+      auto* const matrix = reinterpret_cast<std::byte*>(host + place.base);
+      return move_matrix<Memory, kRows, kColumns, kColumnMajor, kLoads>(warp, slots, matrix, place.stride);
+    }
+  }
   for (int i = 0; i < kRows * kColumns / kWarpLanes; ++i) {
     Addresses addresses;
     addresses.mask = kAllLanes;
@@ -431,6 +604,39 @@ void store_sums(Warp& warp, const std::int32_t* slots, int elements, const V* su
   }
 }
 
+/// d += a * b, the products of an element in the order of k; several rows at once, to hide an addition's latency.
+template <class V, int kM, int kN, int kK>
+void multiply_matrices(const V* a, const V* b, V* d) {
+#if defined(__FMA__)
+  if constexpr (std::is_same_v<V, float>) {
+    constexpr int kParts = kN / 8;
+    constexpr int kBlock = 8 / kParts;
+    for (int m = 0; m < kM; m += kBlock) {
+      __m256 sum[kBlock][kParts];
+      for (int r = 0; r < kBlock; ++r) {
+        for (int p = 0; p < kParts; ++p) sum[r][p] = _mm256_load_ps(d + (m + r) * kN + 8 * p);
+      }
+      for (int k = 0; k < kK; ++k) {
+        for (int r = 0; r < kBlock; ++r) {
+          const __m256 one = _mm256_set1_ps(a[(m + r) * kK + k]);
+          for (int p = 0; p < kParts; ++p)
+            sum[r][p] = _mm256_fmadd_ps(one, _mm256_load_ps(b + k * kN + 8 * p), sum[r][p]);
+        }
+      }
+      for (int r = 0; r < kBlock; ++r) {
+        for (int p = 0; p < kParts; ++p) _mm256_store_ps(d + (m + r) * kN + 8 * p, sum[r][p]);
+      }
+    }
+    return;
+  }
+#endif
+  for (int m = 0; m < kM; ++m) {
+    for (int k = 0; k < kK; ++k) {
+      for (int n = 0; n < kN; ++n) multiply_add(d[m * kN + n], a[m * kK + k], b[k * kN + n]);
+    }
+  }
+}
+
 template <class T, class C, class D, int kM, int kN, int kK>
 void wmma_multiply(Warp& warp, const Instruction& in) {
   if (!gathered(warp, in)) return;
@@ -452,11 +658,7 @@ void wmma_multiply(Warp& warp, const Instruction& in) {
       return store_sums<V, D>(warp, slots.d, kM * kN, d);
     }
   }
-  for (int m = 0; m < kM; ++m) {
-    for (int k = 0; k < kK; ++k) {
-      for (int n = 0; n < kN; ++n) multiply_add(d[m * kN + n], a[m * kK + k], b[k * kN + n]);
-    }
-  }
+  multiply_matrices<V, kM, kN, kK>(a, b, d);
   store_sums<V, D>(warp, slots.d, kM * kN, d);
 }
 
@@ -464,15 +666,15 @@ void wmma_multiply(Warp& warp, const Instruction& in) {
 
 template <class A, int kDepth>
 void add_float_mma(HandlerRegistry& registry, const char* head) {
-  add_handler(registry, head, "", mma<A, A, kDepth, false, false>);
+  add_handler(registry, head, "", mma_float<A, kDepth, false, false>);
 }
 
 template <int kDepth>
 void add_half_mma(HandlerRegistry& registry, const char* f32, const char* f16, const char* f16_c, const char* f16_d) {
-  add_handler(registry, f32, "", mma<F16, F16, kDepth, false, false>);
-  add_handler(registry, f16, "", mma<F16, F16, kDepth, true, true>);
-  add_handler(registry, f16_c, "", mma<F16, F16, kDepth, true, false>);
-  add_handler(registry, f16_d, "", mma<F16, F16, kDepth, false, true>);
+  add_handler(registry, f32, "", mma_float<F16, kDepth, false, false>);
+  add_handler(registry, f16, "", mma_float<F16, kDepth, true, true>);
+  add_handler(registry, f16_c, "", mma_float<F16, kDepth, true, false>);
+  add_handler(registry, f16_d, "", mma_float<F16, kDepth, false, true>);
 }
 
 template <int kDepth>

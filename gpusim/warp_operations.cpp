@@ -71,10 +71,12 @@ void shuffle_fixed(Warp& warp, const Instruction& in) {
   if (!gathered(warp, in)) return;
   const auto* source = lanes<std::uint32_t>(warp, in.b);
   if (warp.exec != kAllLanes && warp.machine->checks.barriers) check_sources(warp, in, source);
-  alignas(64) std::uint32_t result[kWarpLanes];
-  permute(result, lanes<std::uint32_t>(warp, in.a), source);
   if (in.d2 >= 0) write_predicate(warp, in.d2, static_cast<std::uint32_t>(in.immediate));
   if (in.d < 0) return;
+  if (warp.full && in.d != in.a)
+    return permute(lanes<std::uint32_t>(warp, in.d), lanes<std::uint32_t>(warp, in.a), source);
+  alignas(64) std::uint32_t result[kWarpLanes];
+  permute(result, lanes<std::uint32_t>(warp, in.a), source);
   const std::uint32_t* values = result;
   write<std::uint32_t>(warp, in.d, [=](int l) { return values[l]; });
 }

@@ -333,6 +333,10 @@ class DecoderBench::Work {
   /// Samples in rounds of `round` runs, if what was checked so far is right.
   void time(const Measured& work, std::int64_t round) {
     if (record_.status != Status::passed) return;
+    if (bench_.backend_.simulated) {
+      record_.coverage += "; simulated: not timed";
+      return;
+    }
     finite_.name = "timed logits are finite";
     TimingOptions options = bench_.bench_.timing;
     options.round = round;

@@ -304,8 +304,8 @@ Reason unless_dynamic(const Subject& s) {
 Reason if_moe(const Subject& s) {
   return s.config.moe_layers().empty() ? Reason("the model has no experts") : std::nullopt;
 }
-Reason if_mla(const Subject& s) {
-  return s.config.use_mla ? std::nullopt : Reason("the model has no latent to absorb into");
+Reason if_both_forms(const Subject& s) {
+  return s.config.use_mla ? s.no_expanded : Reason("the model has no latent to absorb into");
 }
 Reason if_causal_lm(const Subject& s) {
   return s.config.head == Head::causal_lm ? std::nullopt : Reason("the model has no head with logits of each token");
@@ -617,7 +617,8 @@ constexpr Property kProperties[] = {
     {"threads do not matter", if_threads, threads, "1, 2 and 3 threads; prefill, decode step, few rows", true},
     {"last logits = all logits, last", if_causal_lm, last_logits, "of each row", true},
     {"legacy cache there and back", always, legacy, "bit by bit"},
-    {"absorbed = expanded", if_mla, absorbed, "prefill and decode step, one row padded, probabilities and the cache"},
+    {"absorbed = expanded", if_both_forms, absorbed,
+     "prefill and decode step, one row padded, probabilities and the cache"},
 };
 
 }  // namespace
@@ -632,8 +633,12 @@ Subject subject_of(const Backend& backend, std::string name, const Config& confi
             .options = options,
             .make = backend.create,
             .independent = backend.name == "cpu",  // optimized/cpu/backend.h
+            .no_expanded = std::nullopt,
             .unable = backend.unavailable()};
   if (!s.unable) s.unable = backend.unsupported(config, options);
+  Options expanded = options;
+  expanded.mla_form = MlaForm::expanded;
+  if (!s.unable) s.no_expanded = backend.unsupported(config, expanded);
   return s;
 }
 

@@ -28,7 +28,8 @@ struct Subject {
   /// The backend promises that a result depends neither on threads nor on other sequences of the batch: what differs in
   /// those alone is compared bit by bit.
   bool independent = false;
-  std::optional<std::string> unable;  ///< why the backend cannot run this model so: every property is skipped
+  std::optional<std::string> no_expanded;  ///< why it lacks that form of MLA
+  std::optional<std::string> unable;       ///< why the backend cannot run this model so: every property is skipped
 };
 /// Of a backend's own create, with what its header promises.
 Subject subject_of(const Backend& backend, std::string name, const Config& config,

@@ -95,6 +95,8 @@ struct Backend {
                                             const Options&);  ///< why it lacks this; nullopt: it does not
   std::unique_ptr<Decoder> (*create)(const Config&, std::shared_ptr<const Weights>, const Options&);
   std::span<const OpKernel> (*ops)();  ///< what it can compute alone
+  /// Its kernels run on a simulator: they are checked, and their time says nothing.
+  bool simulated = false;
   /// Bytes of the copies that a decoder makes of weights whose matrices are stored in `stored`; null: it makes none.
   std::int64_t (*copied_bytes)(const Config&, DType stored, const Options&) = nullptr;
   /// Bytes of the buffers that a forward pass of `tokens` new tokens in each of `batch` sequences, `total` with those

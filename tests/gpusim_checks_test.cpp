@@ -178,6 +178,12 @@ TEST_F(GpusimChecks, GridSynchronisationOrdersBlocks) {
   for (int i = 0; i < 160; ++i) ASSERT_EQ(out[i], static_cast<float>((i + 40) % 160));
 }
 
+TEST_F(GpusimChecks, LanesWaitAtABarrierForThoseOnALongerPath) {
+  float* const out = device_.put(numbers(8));
+  expect_clean(device_.run("straggler_before_barrier", {1}, {64}, out, 3));
+  EXPECT_EQ(out[0], 3.0f);
+}
+
 TEST_F(GpusimChecks, DivergentBarrier) {
   expect_fault(device_.run("divergent_barrier", {1}, {32}, device_.fresh<float>(32)), FindingKind::divergent_barrier,
                "divergent_barrier");

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "model/cost.h"
-#include "optimized/cpu/attention_mask.h"
+#include "optimized/attention_mask.h"
 #include "optimized/cpu/backend.h"
 #include "optimized/cpu/buffer.h"
 #include "optimized/cpu/expert_groups.h"
@@ -13,7 +13,7 @@
 #include "optimized/cpu/packed_matrix.h"
 #include "optimized/cpu/panel.h"
 #include "optimized/cpu/prepared_weights.h"
-#include "optimized/cpu/rope_table.h"
+#include "optimized/rope_table.h"
 #include "optimized/cpu/runner.h"
 #include "optimized/cpu/test_hook.h"
 
@@ -40,7 +40,7 @@ struct Step {
   MlaForm mla_form;
   TapSink* sink;
   const float *cos, *sin;  // [N, rope_dim / 2]
-  AttentionMask mask;
+  optimized::AttentionMask mask;
   float* x;  // [N,D], the residual stream
   std::int64_t layer = 0;
   Tensor* probabilities = nullptr;  // [B,H,S,T], when asked for
@@ -89,7 +89,7 @@ class CpuDecoder final : public Decoder {
         options_(options),
         run_(kernels, options.threads),
         weights_(std::move(weights), config, row_rounding(options, kernels)),
-        scale_(softmax_scale(config)) {}
+        scale_(optimized::softmax_scale(config)) {}
 
   const Config& config() const override { return config_; }
   const Options& options() const override { return options_; }
@@ -633,7 +633,7 @@ ForwardOutput CpuDecoder::forward(const ForwardInput& input) {
   const Workload work{.batch = B, .tokens = S, .context = T, .mla_form = options_.mla_form, .causal = true};
   const std::int64_t angles = N * config_.rope_dim() / 2;
   float *cos = cos_.get(angles), *sin = sin_.get(angles);
-  rope_table(config_, call, cos, sin);
+  optimized::rope_table(config_, call, cos, sin);
   Step step{.call = call,
             .cache = cache,
             .kv = storage_of(cache.dtype()),
@@ -642,7 +642,7 @@ ForwardOutput CpuDecoder::forward(const ForwardInput& input) {
             .sink = input.taps,
             .cos = cos,
             .sin = sin,
-            .mask = attention_mask(call, all_masked_.get(N)),
+            .mask = optimized::attention_mask(call, all_masked_.get(N)),
             .x = x_.get(N * D)};
   hidden_.get(N * D);
 

@@ -6,13 +6,13 @@
 #include <utility>
 #include <vector>
 
-#include "optimized/cpu/attention_mask.h"
+#include "optimized/attention_mask.h"
 #include "optimized/cpu/backend.h"
 #include "optimized/cpu/expert_groups.h"
 #include "optimized/cpu/packed_matrix.h"
 #include "optimized/cpu/panel.h"
 #include "optimized/cpu/prepared_weights.h"
-#include "optimized/cpu/rope_table.h"
+#include "optimized/rope_table.h"
 #include "optimized/cpu/runner.h"
 #include "optimized/cpu/test_hook.h"
 
@@ -153,7 +153,7 @@ Run rope(const Setup& s) {
   const RopeParams q = turn("q", "q_rope", c.num_attention_heads),
                    k = turn("k", "k_rope", c.use_mla ? 1 : c.num_key_value_heads);
   return [=, runner = s.runner, &p = s.p] {
-    rope_table(p.config, p.call, cos, sin);
+    optimized::rope_table(p.config, p.call, cos, sin);
     runner.rope(q, N);
     runner.rope(k, N);
   };
@@ -201,7 +201,7 @@ Run attention(const Setup& s) {
   const Tensor& q1 = s.p["q1"];
   const std::int64_t H = q1.dim(1), d1 = q1.dim(2);
   const std::string_view values = s.p.has("v") ? "v" : "k1";
-  const AttentionMask mask = attention_mask(call, s.scratch<std::uint8_t>(s.p.rows()));
+  const optimized::AttentionMask mask = optimized::attention_mask(call, s.scratch<std::uint8_t>(s.p.rows()));
   AttentionParams params{.batch = call.batch,
                          .tokens = call.tokens,
                          .total = call.total,
@@ -218,7 +218,7 @@ Run attention(const Setup& s) {
                          .d1 = d1,
                          .d2 = s.p.has("q2") ? s.p["q2"].dim(2) : 0,
                          .dv = s.p[values].dim(3),
-                         .scale = softmax_scale(s.p.config),
+                         .scale = optimized::softmax_scale(s.p.config),
                          .mask = mask.visible,
                          .mask_batch = mask.batch_stride,
                          .mask_token = mask.token_stride,
@@ -227,7 +227,7 @@ Run attention(const Setup& s) {
                          .query_block = kQueryBlock,
                          .out = s.output<float>("y")};
   return [params, runner = s.runner, &call, flags = const_cast<std::uint8_t*>(mask.all_masked)] {
-    if (flags) attention_mask(call, flags);  // scratch is poisoned between runs
+    if (flags) optimized::attention_mask(call, flags);  // scratch is poisoned between runs
     runner.attention(params);
   };
 }

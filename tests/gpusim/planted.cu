@@ -161,6 +161,36 @@ __global__ void grid_sync(float* data, float* out) {
 
 // ---- barriers and shuffles
 
+/// One lane goes by a path that stands behind the loop: the others, back at its top, wait for it at the barrier.
+__global__ void straggler_before_barrier(float* out, int rounds) {
+  __shared__ int sum;
+  if (threadIdx.x == 0) sum = 0;
+  asm volatile(
+      "{\n"
+      ".reg .pred %more, %straggler;\n"
+      ".reg .b32 %i, %x;\n"
+      "mov.b32 %i, 0;\n"
+      "setp.eq.u32 %straggler, %0, 7;\n"
+      "ROUND:\n"
+      "bar.sync 0;\n"
+      "@%straggler bra APART;\n"
+      "BACK:\n"
+      "add.s32 %i, %i, 1;\n"
+      "setp.lt.s32 %more, %i, %1;\n"
+      "@%more bra ROUND;\n"
+      "bra DONE;\n"
+      "APART:\n"
+      "ld.shared.s32 %x, [%2];\n"
+      "add.s32 %x, %x, 1;\n"
+      "st.shared.s32 [%2], %x;\n"
+      "bra BACK;\n"
+      "DONE:\n"
+      "}\n" ::"r"(threadIdx.x),
+      "r"(rounds), "r"(static_cast<unsigned>(__cvta_generic_to_shared(&sum)))
+      : "memory");
+  __syncthreads();
+  if (threadIdx.x == 0) out[0] = static_cast<float>(sum);
+}
 __global__ void divergent_barrier(float* out) {
   if (threadIdx.x < 10) {
     __syncthreads();  // FAULT divergent_barrier

@@ -6,7 +6,7 @@
 
 #include "model/decoder.h"
 
-namespace dsv2::cpu {
+namespace dsv2::optimized {
 
 struct AttentionMask {
   const std::uint8_t* visible = nullptr;     ///< [B,T] or [B,S,T]; null: causal only
@@ -33,4 +33,4 @@ inline AttentionMask attention_mask(const Call& call, std::uint8_t* flags) {
   return m;
 }
 
-}  // namespace dsv2::cpu
+}  // namespace dsv2::optimized

@@ -1,11 +1,11 @@
-#include "optimized/cpu/rope_table.h"
+#include "optimized/rope_table.h"
 
 #include <algorithm>
 #include <cmath>
 #include <numbers>
 #include <vector>
 
-namespace dsv2::cpu {
+namespace dsv2::optimized {
 namespace {
 
 /// Upstream's yarn_get_mscale.
@@ -73,4 +73,4 @@ float softmax_scale(const Config& c) {
   return static_cast<float>(m * m / std::sqrt(static_cast<double>(c.qk_head_dim())));
 }
 
-}  // namespace dsv2::cpu
+}  // namespace dsv2::optimized
