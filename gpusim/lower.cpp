@@ -1796,8 +1796,9 @@ class Lowering {
       const auto [from, inside] =
           shuffle_source(mode, lane, static_cast<std::uint32_t>(by), static_cast<std::uint32_t>(clamp));
       const auto source_lane = static_cast<std::uint32_t>(from);
-      std::memcpy(&program_->constants[static_cast<std::size_t>((now().b & ~1) + 4 * lane)], &source_lane,
-                  sizeof source_lane);
+      const std::size_t at =
+          static_cast<std::size_t>(now().b & ~1) + sizeof source_lane * static_cast<std::size_t>(lane);
+      std::memcpy(&program_->constants[at], &source_lane, sizeof source_lane);
       now().immediate |= static_cast<std::int64_t>(inside) << lane;
     }
   }
@@ -2072,7 +2073,8 @@ class Lowering {
       if (register_bytes_[reg] != 0 && allocation.units[reg] >= 0)
         slots[reg] = predicate_bytes + allocation.units[reg] * kUnitBytes;
     }
-    program_->register_bytes = static_cast<std::size_t>(predicate_bytes + allocation.unit_count * kUnitBytes);
+    program_->register_bytes =
+        static_cast<std::size_t>(predicate_bytes) + static_cast<std::size_t>(allocation.unit_count) * kUnitBytes;
     program_->info.registers = std::max(1, allocation.unit_count);
     rewrite(slots);
     for (const auto& [special, reg] : special_registers_) {

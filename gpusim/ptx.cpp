@@ -528,7 +528,7 @@ class Parser {
       }
     }
     place_ = static_cast<int>(positions_.size());
-    positions_.push_back({here, inlined_at, function_});
+    positions_.emplace_back(here, inlined_at, function_);
   }
 
   /// Every place by its program's own line: code of the toolkit's headers stands where it was inlined. The files'
@@ -567,7 +567,7 @@ class Parser {
     expect(";");
   }
 
-  void add_register(std::string name, int bytes) {
+  void add_register(const std::string& name, int bytes) {
     names().insert_or_assign(name, Name{.reg = static_cast<int>(function_->registers.size())});
     function_->registers.push_back({.name = {}, .bytes = bytes});
   }

@@ -400,7 +400,6 @@ Location State::checked_range(const void* address, std::size_t bytes, const char
 }  // namespace gpusim::runtime
 
 using namespace gpusim::runtime;
-using gpusim::Allocation;
 
 namespace {
 

@@ -131,6 +131,8 @@ ModuleVariable State::module_variable(const void* symbol) {
 
 using namespace gpusim::runtime;
 
+// The names are those that nvcc's code calls.
+// NOLINTBEGIN(bugprone-reserved-identifier)
 extern "C" {
 
 void** __cudaRegisterFatBinary(void* segment) {
@@ -184,3 +186,4 @@ cudaError_t __cudaGetKernel(cudaKernel_t* handle, const void* function) {
 cudaError_t cudaGetKernel(cudaKernel_t* handle, const void* function) { return __cudaGetKernel(handle, function); }
 
 }  // extern "C"
+// NOLINTEND(bugprone-reserved-identifier)
