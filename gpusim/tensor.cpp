@@ -523,13 +523,14 @@ void wmma_memory(Warp& warp, const Instruction& in) {
   constexpr auto kBytes = static_cast<int>(sizeof(Memory));
   constexpr Access kAccess = kLoads ? Access::read : Access::write;
   if (!gathered(warp, in)) return;
+  // NOLINTNEXTLINE(bugprone-branch-clone): of square matrices they are one
   const MatrixPlace place = matrix_place(warp, in, kColumnMajor ? kRows : kColumns);
   const std::int32_t* slots = warp.lists + in.list;
   const std::uint64_t begin = place.shared ? kSharedBase : warp.machine->arena_base;
   const std::uint64_t size = place.shared ? warp.block->shared_end - kSharedBase : DeviceMemory::kArenaBytes;
   const std::uint64_t host = place.shared ? reinterpret_cast<std::uint64_t>(warp.block->shared.data()) : 0;
   if constexpr (kBytes <= 4) {
-    constexpr int kLines = kColumnMajor ? kColumns : kRows;
+    constexpr int kLines = kColumnMajor ? kColumns : kRows;  // NOLINT(bugprone-branch-clone): the same
     constexpr int kLineElements = kRows * kColumns / kLines;
     if (matrix_is_plain<kInstrumented>(warp, place, kLines, kLineElements * sizeof(Memory),
                                        place.stride * sizeof(Memory))) {
@@ -544,7 +545,7 @@ void wmma_memory(Warp& warp, const Instruction& in) {
     addresses.mask = kAllLanes;
     std::uint32_t bad = 0;
     for (int l = 0; l < kWarpLanes; ++l) {
-      const auto at = static_cast<std::uint64_t>(i * kWarpLanes + l);
+      const std::uint64_t at = static_cast<std::uint64_t>(i) * kWarpLanes + static_cast<std::uint64_t>(l);
       const std::uint64_t row = at / kColumns;
       const std::uint64_t column = at % kColumns;
       const std::uint64_t element = kColumnMajor ? column * place.stride + row : row * place.stride + column;
