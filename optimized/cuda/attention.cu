@@ -110,7 +110,7 @@ __device__ void combine(const AttentionParams& p, std::int64_t head) {
 
 /// LANES: columns of a value in each lane, at most. Shared: queries; then sums [HEADS][dv], maxima and totals [HEADS].
 template <int HEADS, int LANES>
-__global__ void __launch_bounds__(kThreads) attention_kernel(AttentionParams p) {
+__global__ void __launch_bounds__(kThreads, 2) attention_kernel(AttentionParams p) {
   extern __shared__ float shared[];
   const Place at = place_of<HEADS>(p);
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
@@ -196,7 +196,7 @@ __global__ void __launch_bounds__(kThreads) attention_kernel(AttentionParams p) 
 }
 
 /// A block a head of a query.
-__global__ void __launch_bounds__(kThreads) attention_probabilities_kernel(AttentionProbabilitiesParams q) {
+__global__ void __launch_bounds__(kThreads, 2) attention_probabilities_kernel(AttentionProbabilitiesParams q) {
   extern __shared__ float shared[];
   __shared__ float warps[kWarps];
   const AttentionParams& p = q.attention;

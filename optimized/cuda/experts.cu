@@ -84,8 +84,8 @@ struct Experts {
 };
 
 /// blockIdx.y: the i-th expert that has tokens; the last one is the shared MLP where there is one.
-template <Storage W>
-__global__ void __launch_bounds__(kProductThreads<W>) experts_act_rows_kernel(Experts x) {
+template <Storage W, int ROWS>
+__global__ void __launch_bounds__(kProductThreads<W>, kProductBlocks<ROWS>) experts_act_rows_kernel(Experts x) {
   __shared__ ProductMemory memory;
   const ExpertsParams& p = x.p;
   const bool shared = x.has_shared() && blockIdx.y + 1 == gridDim.y;
@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(kProductThreads<W>) experts_act_rows_kernel(Ex
   const int first = static_cast<int>(blockIdx.x) * kProductOut<W>;
   if (group.count == 0 || first >= m[0].out) return;
   float* const act = shared ? x.shared_act() : p.act;
-  product_of_few<W>(
+  product<W, ROWS>(
       m, first,
       [&](int r) {
         const int place = group.first + r;
@@ -109,8 +109,8 @@ __global__ void __launch_bounds__(kProductThreads<W>) experts_act_rows_kernel(Ex
 
 /// Sums [tokens][kProductOut] of a block's columns of y, expert after expert, the shared MLP last. The thread that adds
 /// is not always the same: barriers lie between.
-template <Storage W>
-__global__ void __launch_bounds__(kProductThreads<W>) experts_down_rows_kernel(Experts x) {
+template <Storage W, int ROWS>
+__global__ void __launch_bounds__(kProductThreads<W>, kProductBlocks<ROWS>) experts_down_rows_kernel(Experts x) {
   constexpr int kOut = kProductOut<W>;
   __shared__ ProductMemory memory;
   __shared__ float sums[kFewRows * kOut];
@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(kProductThreads<W>) experts_down_rows_kernel(E
     const Matrix m[1] = {matrix_of(shared != 0 ? p.shared_down_proj : p.down_proj, group.expert)};
     const float* act = shared != 0 ? x.shared_act() : p.act;
     __syncthreads();  // sums are 0, or another expert's part is in; what was staged has been read
-    product_of_few<W>(
+    product<W, ROWS>(
         m, first, [&](int r) { return act + static_cast<std::int64_t>(group.first + r) * m[0].in; }, group.count,
         RowNorm(), memory,
         [&](int o, int r, const float(&value)[1]) {
@@ -233,7 +233,9 @@ void experts_act(const ExpertsParams& p, cudaStream_t stream) {
       const int groups = (p.groups != nullptr ? std::min(p.experts, p.rows * p.top_k) : 1) + (shared ? 1 : 0);
       const int widest = shared ? std::max(F, p.shared_gate_proj.first.out) : F;
       const dim3 grid(up(widest, kProductOut<W>), static_cast<unsigned>(groups));
-      experts_act_rows_kernel<W><<<grid, kProductThreads<W>, 0, stream>>>(on_device(p));
+      with_rows(p.rows, [&](auto rows) {
+        experts_act_rows_kernel<W, decltype(rows)::value><<<grid, kProductThreads<W>, 0, stream>>>(on_device(p));
+      });
       return;
     }
     const dim3 grid(up(F, kTile), most_tiles(p));
@@ -250,7 +252,10 @@ void experts_down(const ExpertsParams& p, cudaStream_t stream) {
     constexpr Storage W = decltype(w)::value;
     const int D = p.down_proj.first.out;
     if (p.rows <= kFewRows) {
-      experts_down_rows_kernel<W><<<up(D, kProductOut<W>), kProductThreads<W>, 0, stream>>>(on_device(p));
+      with_rows(p.rows, [&](auto rows) {
+        experts_down_rows_kernel<W, decltype(rows)::value>
+            <<<up(D, kProductOut<W>), kProductThreads<W>, 0, stream>>>(on_device(p));
+      });
       return;
     }
     const dim3 grid(up(D, kTile), most_tiles(p));

@@ -32,7 +32,7 @@ __device__ inline void put(const LinearParams& p, const LinearSegment& s, int ro
 }
 
 template <Storage W, int ROWS>
-__global__ void __launch_bounds__(kProductThreads<W>) linear_rows_kernel(LinearParams p) {
+__global__ void __launch_bounds__(kProductThreads<W>, kProductBlocks<ROWS>) linear_rows_kernel(LinearParams p) {
   __shared__ ProductMemory memory;
   int block = blockIdx.x;
   const LinearSegment& s = segment_of(p, block, kProductOut<W>);

@@ -50,7 +50,8 @@ __global__ void __launch_bounds__(kKeyThreads) mla_absorb_keys_kernel(MlaAbsorbP
 }
 
 template <Storage W, int ROWS>
-__global__ void __launch_bounds__(kProductThreads<W>) mla_absorb_values_kernel(MlaAbsorbParams p) {
+__global__ void __launch_bounds__(kProductThreads<W>, kProductBlocks<ROWS>)
+    mla_absorb_values_kernel(MlaAbsorbParams p) {
   __shared__ ProductMemory memory;
   const int h = blockIdx.x, n0 = blockIdx.y * ROWS, rows = min(ROWS, p.rows - n0);
   Matrix m[1] = {p.kv_b_proj};

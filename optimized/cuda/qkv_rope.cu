@@ -10,7 +10,7 @@ namespace dsv2::cuda {
 namespace {
 
 template <Storage W, int ROWS>
-__global__ void __launch_bounds__(kProductThreads<W>) qkv_rope_kernel(QkvRopeParams p) {
+__global__ void __launch_bounds__(kProductThreads<W>, kProductBlocks<ROWS>) qkv_rope_kernel(QkvRopeParams p) {
   __shared__ ProductMemory memory;
   const int half = p.width / 2, of_head = half / kProductOut<W>;
   int head = static_cast<int>(blockIdx.x) / of_head;

@@ -13,7 +13,7 @@ namespace dsv2::cuda {
 namespace {
 
 template <Storage W, int ROWS>
-__global__ void __launch_bounds__(kProductThreads<W>) route_kernel(RouteParams p) {
+__global__ void __launch_bounds__(kProductThreads<W>, kProductBlocks<ROWS>) route_kernel(RouteParams p) {
   extern __shared__ float choices[];  // [warps][E + groups]; then the groups' counts [E]
   __shared__ ProductMemory memory;
   const Matrix m[1] = {p.weight};

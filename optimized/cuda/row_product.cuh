@@ -150,6 +150,10 @@ inline constexpr int kProductThreads = kWarp*(W == Storage::f32 || W == Storage:
 template <Storage W>
 inline constexpr int kProductOut = W == Storage::f32 || W == Storage::bf16 ? kRowWarps* kOutPerWarp : kPanelRows;
 
+/// Blocks of a processor that registers are rationed for: enough without spilling.
+template <int ROWS>
+inline constexpr int kProductBlocks = ROWS <= 2 ? 2 : 1;
+
 /// out(o, r, value) for rows o = first..first+kProductOut-1 (below m.out) of MATRICES equal matrices times `rows` rows,
 /// by the whole block: value[i] of matrix i. Threads beside each other have rows o beside each other. MATRICES share
 /// the staged rows: gate and up, the halves of a head. Ends without a barrier, and so does what `out` writes.
@@ -211,20 +215,6 @@ __device__ void product(const Matrix (&m)[MATRICES], int first, RowOf row_of, in
       for (int part = 0; part < kParts; ++part) value[i] += staged[((i * ROWS + r) * kParts + part) * kOut + o];
     out(first + o, r, value);
   }
-}
-
-/// The same for as few ROWS as hold `rows`, which is known on the device only.
-template <Storage W, int MATRICES, class RowOf, class Out>
-__device__ void product_of_few(const Matrix (&m)[MATRICES], int first, RowOf row_of, int rows, const RowNorm& norm,
-                               ProductMemory& memory, Out out) {
-  if (rows == 1)
-    product<W, 1>(m, first, row_of, rows, norm, memory, out);
-  else if (rows == 2)
-    product<W, 2>(m, first, row_of, rows, norm, memory, out);
-  else if (rows <= 4)
-    product<W, 4>(m, first, row_of, rows, norm, memory, out);
-  else
-    product<W, 8>(m, first, row_of, rows, norm, memory, out);
 }
 
 /// Rows `first` and on of a matrix; of one in panels, a multiple of their height.
