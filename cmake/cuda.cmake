@@ -1,8 +1,9 @@
 # CUDA programs, run by gpusim: nvcc from PATH, CUDA_HOME, /usr/local/cuda, or the wheels that scripts/deps unpacks into
 # .cache/cuda. Without one, CUDA is off and everything else is built.
 #
-# gpusim_program(NAME [ARCH 80] [DEFINITIONS ...] [OPTIONS ...] SOURCES a.cu b.cpp ...): an executable whose kernels the
-# simulator runs. ARCH: the PTX it carries, 80, 90 or 90a; several give several. OPTIONS go to nvcc.
+# gpusim_program(NAME [SEPARABLE] [ARCH 80] [DEFINITIONS ...] [OPTIONS ...] SOURCES a.cu b.cpp ...): an executable whose kernels the
+# simulator runs. ARCH: the PTX it carries, 80, 90 or 90a; several give several. OPTIONS go to nvcc. SEPARABLE: sources
+# see each other's device code (-rdc=true).
 option(DSV2_CUDA "Build what needs nvcc where there is one" ON)
 
 set(DSV2_HAVE_CUDA FALSE)
@@ -40,10 +41,10 @@ endif()
 find_library(DSV2_CUDART cudart_static HINTS "${folder}/lib64" "${folder}/lib" "${folder}/targets/x86_64-linux/lib"
                                        NO_DEFAULT_PATH)
 
-# cuda_objects(VARIABLE [ARCH 80] [SASS 90 ...] [DEFINITIONS ...] [OPTIONS ...] SOURCES ...): compiles them with nvcc and
-# puts the object files into VARIABLE. ARCH: PTX of these; SASS: machine code of these. OPTIONS go to nvcc.
+# cuda_objects(VARIABLE [SEPARABLE] [ARCH 80] [SASS 90 ...] [DEFINITIONS ...] [OPTIONS ...] SOURCES ...): compiles them
+# with nvcc and puts the object files into VARIABLE. ARCH: PTX of these; SASS: machine code of these. OPTIONS go to nvcc.
 function(cuda_objects variable)
-  cmake_parse_arguments(PARSE_ARGV 1 arg "" "FOLDER" "ARCH;SASS;DEFINITIONS;OPTIONS;SOURCES")
+  cmake_parse_arguments(PARSE_ARGV 1 arg "SEPARABLE" "FOLDER" "ARCH;SASS;DEFINITIONS;OPTIONS;SOURCES")
   if(NOT DSV2_HAVE_CUDA)
     message(FATAL_ERROR "cuda_objects(${variable}): there is no nvcc; ask DSV2_HAVE_CUDA first")
   endif()
@@ -53,13 +54,17 @@ function(cuda_objects variable)
   if(NOT arg_FOLDER)
     set(arg_FOLDER ${variable})
   endif()
-  set(flags -std=c++20 -O2 -lineinfo -cudart none -ccbin "${DSV2_NVCC_HOST_COMPILER}" -Xcompiler=-fPIC)
+  set(link_flags -ccbin "${DSV2_NVCC_HOST_COMPILER}" -Xcompiler=-fPIC)
   foreach(arch IN LISTS arg_ARCH)
-    list(APPEND flags -gencode arch=compute_${arch},code=compute_${arch})
+    list(APPEND link_flags -gencode arch=compute_${arch},code=compute_${arch})
   endforeach()
   foreach(arch IN LISTS arg_SASS)
-    list(APPEND flags -gencode arch=compute_${arch},code=sm_${arch})
+    list(APPEND link_flags -gencode arch=compute_${arch},code=sm_${arch})
   endforeach()
+  set(flags -std=c++20 -O2 -lineinfo -cudart none ${link_flags})
+  if(arg_SEPARABLE)
+    list(APPEND flags -rdc=true)
+  endif()
   list(TRANSFORM arg_DEFINITIONS PREPEND -D)
   set(objects)
   foreach(source IN LISTS arg_SOURCES)
@@ -73,13 +78,24 @@ function(cuda_objects variable)
       COMMENT "nvcc ${file} for ${arg_FOLDER}")
     list(APPEND objects "${object}")
   endforeach()
+  if(arg_SEPARABLE)  # nvlink finds no machine code to join; its object says which PTX belongs together
+    set(linked "${CMAKE_CURRENT_BINARY_DIR}/${arg_FOLDER}.dir/linked.o")
+    add_custom_command(OUTPUT "${linked}" DEPENDS ${objects} VERBATIM
+      COMMAND "${DSV2_NVCC}" -dlink -cudadevrt none ${link_flags} ${objects} -o "${linked}"
+      COMMENT "nvcc -dlink for ${arg_FOLDER}")
+    list(APPEND objects "${linked}")
+  endif()
   set(${variable} ${objects} PARENT_SCOPE)
 endfunction()
 
 function(gpusim_program name)
-  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "ARCH;DEFINITIONS;OPTIONS;SOURCES")
-  cuda_objects(objects FOLDER ${name} ARCH ${arg_ARCH} DEFINITIONS ${arg_DEFINITIONS} OPTIONS ${arg_OPTIONS}
-               SOURCES ${arg_SOURCES})
+  cmake_parse_arguments(PARSE_ARGV 1 arg "SEPARABLE" "" "ARCH;DEFINITIONS;OPTIONS;SOURCES")
+  set(separable)
+  if(arg_SEPARABLE)
+    set(separable SEPARABLE)
+  endif()
+  cuda_objects(objects ${separable} FOLDER ${name} ARCH ${arg_ARCH} DEFINITIONS ${arg_DEFINITIONS}
+               OPTIONS ${arg_OPTIONS} SOURCES ${arg_SOURCES})
   add_executable(${name} ${objects})
   set_target_properties(${name} PROPERTIES LINKER_LANGUAGE CXX)
   target_link_libraries(${name} PRIVATE dsv2_gpusim_runtime)

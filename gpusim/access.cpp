@@ -671,6 +671,25 @@ void atomic(Warp& warp, const Instruction& in) {
   }
 }
 
+/// exch and cas of 128 bits: programs with them run in order, so that no host atomic is needed.
+template <bool kCompares, Space kSpace, bool kInstrumented>
+void atomic_quad(Warp& warp, const Instruction& in) {
+  using Quad = unsigned __int128;
+  Addresses addresses;
+  resolve<kSpace, kInstrumented>(warp, in, addresses, sizeof(Quad), Access::atomic);
+  const Quad* const value = lanes<Quad>(warp, warp.lists[in.list]);
+  const std::int32_t slot = warp.lists[in.list + in.elements];
+  for_lanes(addresses.mask, [&](int l) {
+    const Quad old = load_from<Quad>(addresses.at[l]);
+    if constexpr (kCompares) {
+      if (old == value[l]) store_to<Quad>(addresses.at[l], lanes<Quad>(warp, in.c)[l]);
+    } else {
+      store_to<Quad>(addresses.at[l], value[l]);
+    }
+    if (slot >= 0) lanes<Quad>(warp, slot)[l] = old;
+  });
+}
+
 // ---- the table
 
 /// A key's handlers for every space, plain and instrumented. `kMake<space, instrumented>()` is the handler.
@@ -701,6 +720,17 @@ template <class Op, class T, class R = std::conditional_t<sizeof(T) == 8, std::u
 void add_atomic(HandlerRegistry& registry, const char* head, const char* type) {
   const auto add = [&]<Space kSpace>(const char* space) {
     add_handler(registry, head, type, space, atomic<Op, T, R, kSpace, false>, atomic<Op, T, R, kSpace, true>);
+  };
+  add.template operator()<Space::global>("global");
+  add.template operator()<Space::shared>("shared");
+  add.template operator()<Space::generic>("generic");
+}
+
+template <bool kCompares>
+void add_quad_atomic(HandlerRegistry& registry, const char* head) {
+  const auto add = [&]<Space kSpace>(const char* space) {
+    add_handler(registry, head, "b128", space, atomic_quad<kCompares, kSpace, false>,
+                atomic_quad<kCompares, kSpace, true>);
   };
   add.template operator()<Space::global>("global");
   add.template operator()<Space::shared>("shared");
@@ -765,6 +795,8 @@ void register_memory(HandlerRegistry& registry) {
   add_bit_atomics<AtomicExchange>(registry, "atom.exch");
   add_bit_atomics<AtomicCompareAndSwap>(registry, "atom.cas");
   add_atomic<AtomicCompareAndSwap, std::uint16_t>(registry, "atom.cas", "b16");
+  add_quad_atomic<true>(registry, "atom.cas");
+  add_quad_atomic<false>(registry, "atom.exch");
 }
 
 }  // namespace gpusim::DSV2_ISA

@@ -833,7 +833,7 @@ void predicate_unary(Warp& warp, const Instruction& in) {
 }
 
 /// Adds with the condition code, one lane after the other: rare.
-enum class CarryOp { add, subtract, multiply_low, multiply_high };
+enum class CarryOp { add, subtract, multiply_low, multiply_high, multiply_high_signed };
 template <class T, CarryOp kOp>
 void with_carry(Warp& warp, const Instruction& in) {
   const T* a = lanes<T>(warp, in.a);
@@ -846,7 +846,8 @@ void with_carry(Warp& warp, const Instruction& in) {
     T x = a[l];
     T y = b[l];
     if constexpr (kOp >= CarryOp::multiply_low) {
-      const auto product = static_cast<unsigned __int128>(x) * y;
+      using Factor = std::conditional_t<kOp == CarryOp::multiply_high_signed, std::make_signed_t<T>, T>;
+      const auto product = static_cast<unsigned __int128>(static_cast<Factor>(x)) * static_cast<Factor>(y);
       x = static_cast<T>(kOp == CarryOp::multiply_low ? product : product >> kBits<T>);
       y = c[l];
     }
@@ -1113,6 +1114,8 @@ void register_bits(HandlerRegistry& registry) {
   add_handler(registry, "carry.mad.lo", "b64", with_carry<std::uint64_t, CarryOp::multiply_low>);
   add_handler(registry, "carry.mad.hi", "b32", with_carry<std::uint32_t, CarryOp::multiply_high>);
   add_handler(registry, "carry.mad.hi", "b64", with_carry<std::uint64_t, CarryOp::multiply_high>);
+  add_handler(registry, "carry.mad.hi", "s32", with_carry<std::uint32_t, CarryOp::multiply_high_signed>);
+  add_handler(registry, "carry.mad.hi", "s64", with_carry<std::uint64_t, CarryOp::multiply_high_signed>);
 }
 
 /// An operation on f32 in its four forms.
@@ -1135,18 +1138,12 @@ void directed_binary(HandlerRegistry& registry, const char* rz, const char* rm, 
   add_binary<Op<Rounding::zero>, float>(registry, rz, "f32");
   add_binary<Op<Rounding::down>, float>(registry, rm, "f32");
   add_binary<Op<Rounding::up>, float>(registry, rp, "f32");
-  add_binary<Op<Rounding::zero>, double>(registry, rz, "f64");
-  add_binary<Op<Rounding::down>, double>(registry, rm, "f64");
-  add_binary<Op<Rounding::up>, double>(registry, rp, "f64");
 }
 template <template <Rounding> class Op>
 void directed_unary(HandlerRegistry& registry, const char* rz, const char* rm, const char* rp) {
   add_unary<Op<Rounding::zero>, float>(registry, rz, "f32");
   add_unary<Op<Rounding::down>, float>(registry, rm, "f32");
   add_unary<Op<Rounding::up>, float>(registry, rp, "f32");
-  add_unary<Op<Rounding::zero>, double>(registry, rz, "f64");
-  add_unary<Op<Rounding::down>, double>(registry, rm, "f64");
-  add_unary<Op<Rounding::up>, double>(registry, rp, "f64");
 }
 
 void register_directed(HandlerRegistry& registry) {

@@ -47,9 +47,12 @@ void with_rounding(std::uint8_t mode, Body body) {
 template <class D, class S>
 D clamp_to(S value) {
   using Both = __int128;
+  // The sign of a char counts here.
+  // NOLINTBEGIN(bugprone-signed-char-misuse)
   const Both low = std::numeric_limits<D>::min();
   const Both high = std::numeric_limits<D>::max();
   const Both wide = value;
+  // NOLINTEND(bugprone-signed-char-misuse)
   return static_cast<D>(wide < low ? low : wide > high ? high : wide);
 }
 
@@ -65,29 +68,34 @@ void integer_to_integer(Warp& warp, const Instruction& in) {
   }
 }
 
-// ---- floats to integers: out-of-range values become the nearest one, NaN becomes 0
+// ---- floats to integers: out-of-range values become the nearest one, NaN becomes 0; of doubles, or as 64 bits, the
+// top bit alone
 
-template <class D, class V>
+template <class D, bool kNanIsTopBit, class V>
 D to_integer(V value) {
   // The first value above the range is a power of two, so it is exact.
   constexpr V kLow = static_cast<V>(std::numeric_limits<D>::min());
-  constexpr V kAbove = static_cast<V>(std::numeric_limits<D>::max() / 2 + 1) * 2;
+  constexpr D kHalf = std::numeric_limits<D>::max() / 2 + 1;
+  constexpr V kAbove = static_cast<V>(kHalf) * 2;
   const bool high = value >= kAbove;
   const bool low = value <= kLow;
   const V inside = high || low || value != value ? V{0} : value;
   const D result = static_cast<D>(inside);
-  return high ? std::numeric_limits<D>::max() : low ? std::numeric_limits<D>::min() : result;
+  constexpr D kTopBit = static_cast<D>(std::make_unsigned_t<D>{1} << (8 * sizeof(D) - 1));
+  const D nan = kNanIsTopBit && value != value ? kTopBit : result;
+  return high ? std::numeric_limits<D>::max() : low ? std::numeric_limits<D>::min() : nan;
 }
 
 template <class D, class S>
 void float_to_integer(Warp& warp, const Instruction& in) {
   const auto* a = lanes<typename Lane<S>::Storage>(warp, in.a);
   const bool flushes = (in.flags & kFlush) != 0;
+  constexpr bool kNanIsTopBit = std::is_same_v<S, double> || sizeof(D) == 8;
   with_rounding(in.mode, [&](auto rounding) {
     write<typename Lane<D>::Storage>(warp, in.d, [=](int l) {
       auto value = Lane<S>::load(a[l]);
       value = flushes ? flush(value) : value;
-      return Lane<D>::store(to_integer<D>(whole<decltype(rounding)::value>(value)));
+      return Lane<D>::store(to_integer<D, kNanIsTopBit>(whole<decltype(rounding)::value>(value)));
     });
   });
 }
@@ -287,6 +295,7 @@ std::uint32_t to_small(float value) {
   constexpr int kFraction = 7 - kFormat.exponent_bits;
   const std::uint32_t sign = bits_of(value) >> 24 & 0x80u;
   const float magnitude = std::fabs(value);
+  if (magnitude == 0) return sign;  // has no exponent
   if (magnitude >= from_small<kFormat>(kFormat.largest)) return sign | kFormat.largest;
   int exponent = 0;
   std::frexp(magnitude, &exponent);

@@ -43,9 +43,10 @@ enum class FlopType : std::uint8_t {
   tensor_tf32,
   tensor_int8,
   tensor_f64,
-  tensor_fp8
+  tensor_fp8,
+  tensor_int4,  ///< and narrower
 };
-inline constexpr int kFlopTypes = static_cast<int>(FlopType::tensor_fp8) + 1;
+inline constexpr int kFlopTypes = static_cast<int>(FlopType::tensor_int4) + 1;
 
 /// Counts of one PTX instruction, of one source line, or of a whole launch: they add up.
 struct Counts {

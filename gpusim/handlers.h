@@ -20,11 +20,13 @@ void add_handler(HandlerRegistry& registry, const char* head, const char* type, 
 namespace gpusim::DSV2_ISA {
 
 void register_arithmetic(HandlerRegistry& registry);
+void register_seldom_arithmetic(HandlerRegistry& registry);
 void register_conversions(HandlerRegistry& registry);
 void register_memory(HandlerRegistry& registry);
 void register_warp_operations(HandlerRegistry& registry);
 void register_tensor(HandlerRegistry& registry);
 void register_wgmma(HandlerRegistry& registry);
+void register_seldom_tensor(HandlerRegistry& registry);
 
 }  // namespace gpusim::DSV2_ISA
 #endif

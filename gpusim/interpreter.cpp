@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <chrono>
 #include <cstdio>
 #include <cstring>
 #include <span>
@@ -477,11 +476,16 @@ void yield(Warp& warp, const Instruction&) {
   warp.event = true;
 }
 
+void fence(Warp& warp, const Instruction&) { order_globally(warp); }
+
 void print(Warp& warp, const Instruction& in) { print_lanes(warp, in); }
 
-/// Nanoseconds, or what stands for cycles: only its growth means anything.
+/// What stands for cycles and nanoseconds: the warp instructions of this launch so far, beyond all of earlier launches.
+/// Only its growth means anything; two runs see the same.
 void clock(Warp& warp, const Instruction& in) {
-  const auto now = static_cast<std::uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count());
+  constexpr int kLaunchShift = 40;
+  const Machine& machine = *warp.machine;
+  const std::uint64_t now = (machine.launch->config.launch_id << kLaunchShift) + machine.ticks + machine.executed;
   const std::uint64_t value = in.mode == 1 ? now >> 32 : now;
   const bool wide = warp.machine->program->facts[warp.machine->index_of(in)].key == "clock.b64";
   const std::size_t bytes = wide ? 8 : 4;
@@ -518,6 +522,7 @@ void spend(Machine& machine, Warp& warp) {
   const std::uint64_t budget = launch.settings.instruction_budget;
   if (budget == 0) return;
   const std::uint64_t total = launch.executed.fetch_add(machine.executed, std::memory_order_relaxed) + machine.executed;
+  machine.ticks += machine.executed;
   machine.executed = 0;
   if (total <= budget) return;
   const std::uint32_t lanes = warp.mask != 0 ? warp.mask : warp.live;
@@ -704,6 +709,10 @@ struct SpecialValues {
         return machine.launch->workspace >> 32;
       case Special::envreg2:
         return machine.launch->workspace & 0xffffffffu;
+      case Special::stack_base:
+        return 0;
+      case Special::stack_top:
+        return machine.program->local_bytes;
     }
     return 0;
   }
@@ -725,10 +734,10 @@ void start_warp(Machine& machine, Block& block, Warp& warp, std::uint32_t index)
   if (constants.size() != 0)
     std::memcpy(warp.registers.data() + program.register_bytes, constants.data(), constants.size());
   warp.first_constant = static_cast<std::int32_t>(program.register_bytes);
-  warp.local_memory.resize(program.local_bytes * kWarpLanes);
+  warp.local_bytes = machine.launch->local_bytes;
+  warp.local_memory.resize(warp.local_bytes * kWarpLanes);
   warp.base = warp.registers.data();
   warp.local = warp.local_memory.data();
-  warp.local_bytes = program.local_bytes;
   const std::uint32_t left = block.threads - index * kWarpLanes;
   warp.start = left >= kWarpLanes ? 0xffffffffu : (1u << left) - 1;
   warp.live = warp.start;
@@ -842,6 +851,7 @@ void register_control(HandlerRegistry& registry) {
   add_handler(registry, "bad_call", "", bad_call);
   add_handler(registry, "unsupported", "", unsupported);
   add_handler(registry, "nop", "", nothing);
+  add_handler(registry, "fence", "", fence);
   add_handler(registry, "yield", "", yield);
   add_handler(registry, "printf", "", print);
   add_handler(registry, "clock.b32", "", clock);

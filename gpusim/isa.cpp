@@ -11,25 +11,30 @@
 #include "gpusim/handlers.h"
 #include "gpusim/interpreter.h"
 #include "gpusim/mbarrier.h"
+#include "gpusim/subroutines.h"
 #include "gpusim/wgmma.h"
 #include "model/error.h"
 
-#define GPUSIM_DECLARE_ISA(isa)                             \
-  namespace isa {                                           \
-  void register_arithmetic(HandlerRegistry& registry);      \
-  void register_conversions(HandlerRegistry& registry);     \
-  void register_memory(HandlerRegistry& registry);          \
-  void register_warp_operations(HandlerRegistry& registry); \
-  void register_tensor(HandlerRegistry& registry);          \
-  void register_wgmma(HandlerRegistry& registry);           \
-  void register_all(HandlerRegistry& registry) {            \
-    register_arithmetic(registry);                          \
-    register_conversions(registry);                         \
-    register_memory(registry);                              \
-    register_warp_operations(registry);                     \
-    register_tensor(registry);                              \
-    register_wgmma(registry);                               \
-  }                                                         \
+#define GPUSIM_DECLARE_ISA(isa)                               \
+  namespace isa {                                             \
+  void register_arithmetic(HandlerRegistry& registry);        \
+  void register_seldom_arithmetic(HandlerRegistry& registry); \
+  void register_seldom_tensor(HandlerRegistry& registry);     \
+  void register_conversions(HandlerRegistry& registry);       \
+  void register_memory(HandlerRegistry& registry);            \
+  void register_warp_operations(HandlerRegistry& registry);   \
+  void register_tensor(HandlerRegistry& registry);            \
+  void register_wgmma(HandlerRegistry& registry);             \
+  void register_all(HandlerRegistry& registry) {              \
+    register_arithmetic(registry);                            \
+    register_seldom_arithmetic(registry);                     \
+    register_seldom_tensor(registry);                         \
+    register_conversions(registry);                           \
+    register_memory(registry);                                \
+    register_warp_operations(registry);                       \
+    register_tensor(registry);                                \
+    register_wgmma(registry);                                 \
+  }                                                           \
   }
 
 namespace gpusim {
@@ -95,6 +100,7 @@ const HandlerRegistry& registry_of(const Isa& isa) {
     register_mbarriers(registries[index]);
     register_bulk_copies(registries[index]);
     register_warpgroups(registries[index]);
+    register_subroutines(registries[index]);
   });
   return registries[index];
 }

@@ -67,6 +67,8 @@ class Module {
  public:
   /// Throws dsv2::Error with the line of PTX that it does not understand.
   static std::unique_ptr<Module> load(std::string_view ptx, DeviceMemory& memory);
+  /// One module of several texts that were compiled apart; at least one.
+  static std::unique_ptr<Module> link(std::span<const std::string> texts, DeviceMemory& memory);
   virtual ~Module() = default;
   virtual std::vector<std::string> kernels() const = 0;
   /// Null when the module has no such kernel. Throws dsv2::Error when its code cannot be lowered.
@@ -79,6 +81,8 @@ struct LaunchConfig {
   Dim3 block;
   Dim3 cluster;  ///< blocks of a cluster; 1 where none
   std::size_t dynamic_shared_bytes = 0;
+  std::size_t stack_bytes = 1024;         ///< a thread: cudaLimitStackSize
+  std::size_t heap_bytes = 8 << 20;       ///< of kernels' malloc together: cudaLimitMallocHeapSize
   bool cooperative = false;               ///< all blocks at once: they may wait for each other
   std::span<const std::byte> parameters;  ///< KernelInfo::parameter_bytes, laid out at its offsets
   std::uint64_t launch_id = 0;            ///< for messages

@@ -13,6 +13,7 @@
 #include "gpusim/binding.h"
 #include "gpusim/mbarrier.h"
 #include "gpusim/program.h"
+#include "gpusim/video.h"
 #include "gpusim/wgmma.h"
 #include "model/error.h"
 
@@ -119,7 +120,7 @@ constexpr std::pair<std::string_view, Special> kSpecialNames[] = {
 };
 
 bool is_float_type(std::string_view type) {
-  constexpr std::string_view kFloats[] = {"f32", "f64", "f16", "bf16", "f16x2", "bf16x2"};
+  constexpr std::string_view kFloats[] = {"f32", "f64", "f16", "bf16", "f16x2", "bf16x2", "f32x2"};
   return std::find(std::begin(kFloats), std::end(kFloats), type) != std::end(kFloats);
 }
 
@@ -130,7 +131,7 @@ InstructionClass arithmetic_class(std::string_view head, std::string_view type) 
   if (std::find(std::begin(kSpecialFunctions), std::end(kSpecialFunctions), head) != std::end(kSpecialFunctions)) {
     return InstructionClass::special;
   }
-  if (type == "f32") return InstructionClass::f32;
+  if (type == "f32" || type == "f32x2") return InstructionClass::f32;
   return type == "f64" ? InstructionClass::f64 : InstructionClass::f16;
 }
 
@@ -149,8 +150,12 @@ class Lowering {
   std::unique_ptr<Program> run() {
     describe_kernel();
     collect_address_taken();
+    find_recursion();
     lower_function(kernel_, nullptr);
     if (program_->code.empty() || falls_through(program_->code.size() - 1)) emit_exit();
+    for (std::size_t i = 0; i < subroutines_.size(); ++i) lower_subroutine(subroutines_[i]);
+    for (std::size_t i = 0; i < call_subroutines_.size(); ++i)
+      code(call_instructions_[i]).target = call_subroutines_[i]->entry;
     finish_shared();
     allocate();
     refuse_unknown(*program_);
@@ -158,23 +163,37 @@ class Lowering {
     find_narrow_accesses();
     report_refusals();
     program_->local_bytes = align_up(local_bytes_, 16);
+    program_->uses_stack = stack_top_ >= 0;
     program_->info.local_bytes = program_->local_bytes;
     return std::move(program_);
   }
 
  private:
-  /// How finely races in shared memory have to be told apart.
+  /// How finely races have to be told apart.
   void find_narrow_accesses() {
     for (std::size_t i = 0; i < program_->code.size(); ++i) {
       const std::string& key = program_->facts[i].key;
       const Instruction& in = program_->code[i];
-      const bool accesses =
-          key.starts_with("ld") || key.starts_with("st") || key.starts_with("atom") || key.starts_with("red");
-      const bool may_be_shared = in.space == ptx::Space::shared || in.space == ptx::Space::generic;
-      if (accesses && may_be_shared && in.bytes > 0)
-        program_->shared_cell_bytes = std::min<std::uint32_t>(program_->shared_cell_bytes, in.bytes);
+      const bool accesses = key.starts_with("ld") || key.starts_with("st") || key.starts_with("atom") ||
+                            key.starts_with("red") || key.starts_with("wmma.load") || key.starts_with("wmma.store");
+      if (!accesses || in.bytes == 0) continue;
+      const auto note = [&](std::uint32_t& cell) { cell = std::min<std::uint32_t>(cell, in.bytes); };
+      if (in.space == ptx::Space::shared || in.space == ptx::Space::generic) note(program_->shared_cell_bytes);
+      if (in.space == ptx::Space::global || in.space == ptx::Space::generic) note(program_->global_cell_bytes);
     }
   }
+
+  /// A function that may call itself: its code stands once, its variables on the thread's stack.
+  struct Subroutine {
+    const ptx::Function* function = nullptr;
+    int entry = -1;
+    int first_register = 0;  ///< its registers, those of what it inlines, and what is made up for them
+    int last_register = 0;
+    std::uint64_t local_bytes = 0;  ///< of its frame, without what calls save
+    std::uint64_t save_bytes = 0;
+    std::vector<std::uint64_t> variables = {};  ///< offsets in its frame
+    std::vector<int> return_sites = {};         ///< where its calls go on
+  };
 
   /// One inlined instance of a function.
   struct Frame {
@@ -187,19 +206,21 @@ class Lowering {
     std::vector<int> returns = {};                         ///< instructions that go to the end
     std::vector<std::optional<std::uint64_t>> known = {};  ///< registers that only ever hold one number
     std::uint64_t local_top = 0;
-    int carry = -1;  ///< predicate register of the condition code
+    int carry = -1;                    ///< predicate register of the condition code
+    Subroutine* subroutine = nullptr;  ///< within which it stands, and whose frame holds its variables
   };
 
   struct Address {
     Space space = Space::generic;
     std::uint64_t value = 0;
     bool dynamic_shared = false;
+    bool on_stack = false;  ///< relative to the subroutine's frame
   };
 
   // ---- the kernel as a whole
   /// Whether control can go on to the instruction after `index`.
   bool falls_through(std::size_t index) const {
-    constexpr std::string_view kLeaving[] = {"bra", "brx", "exit", "trap", "unsupported", "bad_call"};
+    constexpr std::string_view kLeaving[] = {"bra", "brx", "exit", "trap", "unsupported", "bad_call", "call", "return"};
     const std::string& key = program_->facts[index].key;
     return program_->code[index].guard >= 0 ||
            std::find(std::begin(kLeaving), std::end(kLeaving), key) == std::end(kLeaving);
@@ -235,6 +256,33 @@ class Lowering {
     }
   }
 
+  /// Functions that can come to call themselves, directly or through others or pointers.
+  void find_recursion() {
+    std::vector<std::set<std::int32_t>> callees(module_.functions.size());
+    for (std::size_t i = 0; i < callees.size(); ++i) {
+      for (const ptx::Instruction& instruction : module_.functions[i]->code) {
+        if (instruction.opcode[0] != "call" || instruction.operands.empty()) continue;
+        const bool has_result = instruction.operands[0].kind == Kind::list && instruction.operands.size() > 1;
+        const Operand& callee = instruction.operands[has_result ? 1 : 0];
+        const auto found = module_.function_index.find(callee.name);
+        if (callee.kind == Kind::reg) callees[i].insert(address_taken_.begin(), address_taken_.end());
+        if (callee.kind != Kind::reg && found != module_.function_index.end()) callees[i].insert(found->second);
+      }
+    }
+    for (std::size_t i = 0; i < callees.size(); ++i) {
+      std::set<std::int32_t> reached = callees[i];
+      std::vector<std::int32_t> open(reached.begin(), reached.end());
+      while (!open.empty()) {
+        const auto next = static_cast<std::size_t>(open.back());
+        open.pop_back();
+        for (const std::int32_t callee : callees[next]) {
+          if (reached.insert(callee).second) open.push_back(callee);
+        }
+      }
+      if (reached.contains(static_cast<std::int32_t>(i))) recursive_.insert(module_.functions[i].get());
+    }
+  }
+
   void note_function(const std::string& name) {
     const auto found = module_.function_index.find(name);
     if (found != module_.function_index.end()) address_taken_.insert(found->second);
@@ -266,9 +314,158 @@ class Lowering {
     frame.carry = new_register(0);
     frame.known = known_numbers(function);
     frame.local_top = caller == nullptr ? 0 : caller->local_top;
+    frame.subroutine = caller == nullptr ? nullptr : caller->subroutine;
     place_variables(frame);
     if (caller != nullptr) pass_arguments(frame);
     lower_body(frame);
+  }
+
+  // ---- functions that call themselves
+  bool is_subroutine(const ptx::Function& function) const {
+    constexpr std::size_t kLongCode = 200'000;  // functions that are inlined everywhere may grow beyond all bounds
+    return recursive_.contains(&function) || program_->code.size() > kLongCode;
+  }
+
+  Subroutine& subroutine_of(const ptx::Function& function) {
+    for (Subroutine& known : subroutines_) {
+      if (known.function == &function) return known;
+    }
+    Subroutine& made = subroutines_.emplace_back();
+    made.function = &function;
+    made.local_bytes = kFrameHeader;
+    for (const ptx::Variable& variable : function.variables) {
+      const bool in_frame = variable.space == Space::local || variable.space == Space::param;
+      if (in_frame) made.local_bytes = align_up(made.local_bytes, std::max<std::uint64_t>(variable.alignment, 8));
+      made.variables.push_back(in_frame ? made.local_bytes : 0);
+      if (in_frame) made.local_bytes += variable.bytes;
+    }
+    return made;
+  }
+
+  void lower_subroutine(Subroutine& subroutine) {
+    const ptx::Function& function = *subroutine.function;
+    subroutine.entry = static_cast<int>(program_->code.size());
+    subroutine.first_register = static_cast<int>(register_bytes_.size());
+    Frame frame{.function = &function, .first_register = subroutine.first_register};
+    for (const ptx::Register& reg : function.registers) register_bytes_.push_back(reg.bytes);
+    frame.carry = new_register(0);
+    frame.known = known_numbers(function);
+    frame.subroutine = &subroutine;
+    frame.variables = subroutine.variables;
+    for (std::size_t i = 0; i < function.variables.size(); ++i) {
+      const ptx::Variable& variable = function.variables[i];
+      if (variable.space == Space::shared && !variable.unsized)
+        frame.variables[i] = place_shared(variable, dsv2::concat(function.name, ":", i));
+    }
+    frame.local_top = subroutine.local_bytes;
+    lower_body(frame);
+    begin("nop");  // what jumps to the end of the function ends here
+    facts().synthetic = true;
+    emit_return(&subroutine);
+    subroutine.last_register = static_cast<int>(register_bytes_.size());
+  }
+
+  /// The registers that hold a thread's frame and the top of its stack.
+  int stack_register(Special special) {
+    const auto [entry, fresh] = special_registers_.try_emplace({special, 8}, 0);
+    if (fresh) entry->second = new_register(8);
+    return entry->second;
+  }
+  int stack_base() { return stack_base_ >= 0 ? stack_base_ : stack_base_ = stack_register(Special::stack_base); }
+  int stack_top() { return stack_top_ >= 0 ? stack_top_ : stack_top_ = stack_register(Special::stack_top); }
+
+  /// d: the frame's register, a: the stack's top; both are read and written.
+  void use_stack() {
+    now().d = use(stack_base());
+    define(stack_base_);
+    now().a = use(stack_top());
+    define(stack_top_);
+  }
+
+  void emit_return(Subroutine* subroutine) {
+    const int index = begin("return", Flow::control);
+    facts().kind = InstructionClass::branch;
+    use_stack();
+    returns_.emplace_back(index, subroutine);
+  }
+
+  void call_subroutine(const ptx::Function& function) {
+    Subroutine& callee = subroutine_of(function);
+    CallSite site;
+    site.in_subroutine = frame_->subroutine != nullptr;
+    for (std::size_t i = 0; i < function.parameters.size(); ++i) {
+      const auto parameter = static_cast<std::size_t>(function.parameters[i]);
+      site.arguments.push_back({call_arguments_[i], callee.variables[parameter], function.variables[parameter].bytes});
+    }
+    if (call_result_ && !function.results.empty()) {
+      const auto result = static_cast<std::size_t>(function.results[0]);
+      site.results.push_back({callee.variables[result], *call_result_, function.variables[result].bytes});
+    }
+    const auto number = static_cast<std::int64_t>(program_->calls.size());
+    program_->calls.push_back(std::move(site));
+    call_instructions_.push_back(begin("call", Flow::control));
+    facts().kind = InstructionClass::branch;
+    now().immediate = number;
+    use_stack();
+    call_subroutines_.push_back(&callee);
+    call_frames_.push_back(frame_->subroutine);
+    const int back = begin("call.back");
+    facts().synthetic = true;
+    now().immediate = number;
+    now().a = use(stack_base());
+    now().b = use(stack_top());
+    callee.return_sites.push_back(back);
+  }
+
+  /// Calls within subroutines save what lives on beyond them: another activation uses the same registers.
+  void save_registers(const std::vector<std::vector<int>>& successors) {
+    std::vector<int> points;
+    for (const int index : call_instructions_) points.push_back(index + 2);
+    const auto live = live_registers(uses_, register_bytes_.size(), successors, points);
+    for (std::size_t i = 0; i < points.size(); ++i) {
+      Subroutine* const within = call_frames_[i];
+      if (within == nullptr) continue;
+      CallSite& site = program_->calls[i];
+      std::uint64_t bytes = 0;
+      for (const int reg : live[i]) {
+        if (reg < within->first_register || reg >= within->last_register || reg == stack_base_ || reg == stack_top_)
+          continue;
+        const int width = register_bytes_[static_cast<std::size_t>(reg)];
+        site.saves.push_back({reg * 2, width});
+        bytes += static_cast<std::uint64_t>(std::max(8, width));
+        uses_[static_cast<std::size_t>(call_instructions_[i])].uses.push_back(reg);
+        uses_[static_cast<std::size_t>(call_instructions_[i]) + 1].definitions.push_back(reg);
+      }
+      within->save_bytes = std::max(within->save_bytes, bytes);
+    }
+    for (std::size_t i = 0; i < points.size(); ++i) {
+      CallSite& site = program_->calls[i];
+      if (call_frames_[i] != nullptr) site.save_offset = align_up(call_frames_[i]->local_bytes, kFrameAlignment);
+      const Subroutine& callee = *call_subroutines_[i];
+      site.frame_bytes = align_up(callee.local_bytes, kFrameAlignment) + callee.save_bytes;
+    }
+  }
+
+  /// alloca: from the top of the thread's stack.
+  void allocate_on_stack() {
+    start("alloca");
+    facts().kind = InstructionClass::integer;
+    now().a = use(stack_top());
+    now().b = source(operand(1), lane_bytes(current_->type()), current_->type());
+    now().immediate = static_cast<std::int64_t>(operand_count() > 2 ? operand(2).bits : 8);
+    now().bytes = static_cast<std::uint8_t>(lane_bytes(current_->type()));
+    define(stack_top_);
+    now().d = destination(operand(0), lane_bytes(current_->type()));
+  }
+  void save_stack() {
+    start("mov.b64");
+    now().a = use(stack_top());
+    now().d = destination(operand(0), 8);
+  }
+  void restore_stack() {
+    start("mov.b64");
+    now().a = source(operand(0), 8);
+    now().d = define(stack_top());
   }
 
   /// The compiler moves numbers into registers where the text could name them: uses of such registers read the number.
@@ -317,7 +514,11 @@ class Lowering {
       }
     }
     jump_lists_.clear();
-    local_bytes_ = std::max(local_bytes_, frame.local_top);
+    if (frame.subroutine == nullptr) {
+      local_bytes_ = std::max(local_bytes_, frame.local_top);
+    } else {
+      frame.subroutine->local_bytes = std::max(frame.subroutine->local_bytes, frame.local_top);
+    }
     frame_ = outer;
   }
 
@@ -339,7 +540,7 @@ class Lowering {
         frame.variables[static_cast<std::size_t>(frame.function->parameters[i])] = program_->info.parameter_offsets[i];
       }
     }
-    local_bytes_ = std::max(local_bytes_, frame.local_top);
+    if (frame.subroutine == nullptr) local_bytes_ = std::max(local_bytes_, frame.local_top);
   }
 
   /// Arguments and results are the caller's own variables: nothing is copied.
@@ -506,6 +707,7 @@ class Lowering {
         return constant(literal_bits(operand, type), bytes);
       case Kind::symbol: {
         Address address = symbol(operand);
+        if (address.on_stack) refuse("address of a variable of a recursive function");
         address.value += static_cast<std::uint64_t>(operand.offset);
         return address_constant(address, bytes);
       }
@@ -568,11 +770,13 @@ class Lowering {
     }
     Space space = variable.space;
     if (space == Space::param && !is_kernel_parameter(index)) space = Space::local;
-    return {.space = space, .value = frame_->variables[index]};
+    return {.space = space,
+            .value = frame_->variables[index],
+            .on_stack = space == Space::local && frame_->subroutine != nullptr};
   }
 
   bool is_kernel_parameter(std::size_t index) const {
-    if (frame_->caller != nullptr) return false;
+    if (frame_->caller != nullptr || frame_->subroutine != nullptr) return false;
     const auto& parameters = frame_->function->parameters;
     return std::find(parameters.begin(), parameters.end(), static_cast<int>(index)) != parameters.end();
   }
@@ -596,6 +800,12 @@ class Lowering {
     } else if (base.kind == Kind::symbol) {
       const Address at = symbol(base);
       out.address_bytes = 8;
+      if (at.on_stack) {
+        now().a = use(stack_base());
+        now().immediate += static_cast<std::int64_t>(at.value);
+        now().space = Space::local;
+        return;
+      }
       out.a = address_constant(at, 8);
       out.space = at.space == Space::constant ? Space::global : at.space;
     } else if (base.kind == Kind::integer) {
@@ -631,6 +841,9 @@ class Lowering {
         {"call", &Lowering::call},
         {"ret", &Lowering::ret},
         {"exit", &Lowering::exit},
+        {"alloca", &Lowering::allocate_on_stack},
+        {"stacksave", &Lowering::save_stack},
+        {"stackrestore", &Lowering::restore_stack},
         {"trap", &Lowering::trap},
         {"brkpt", &Lowering::nothing},
         {"bar", &Lowering::barrier},
@@ -660,7 +873,7 @@ class Lowering {
         {"wgmma", &Lowering::warpgroup_product},
         {"getctarank", &Lowering::block_rank},
         {"mapa", &Lowering::map_address},
-        {"membar", &Lowering::nothing},
+        {"membar", &Lowering::fence},
         {"fence", &Lowering::fence},
         {"prefetch", &Lowering::nothing},
         {"prefetchu", &Lowering::nothing},
@@ -671,7 +884,22 @@ class Lowering {
         {"setmaxnreg", &Lowering::nothing},
         {"pmevent", &Lowering::nothing},
         {"nanosleep", &Lowering::nanosleep},
+        {"min", &Lowering::extreme},
+        {"max", &Lowering::extreme},
+        {"prmt", &Lowering::permute},
+        {"lop3", &Lowering::logic3},
+        {"multimem", &Lowering::not_modelled},
+        {"tex", &Lowering::not_modelled},
+        {"tld4", &Lowering::not_modelled},
+        {"txq", &Lowering::not_modelled},
+        {"suld", &Lowering::not_modelled},
+        {"sust", &Lowering::not_modelled},
+        {"sured", &Lowering::not_modelled},
+        {"suq", &Lowering::not_modelled},
+        {"istypep", &Lowering::not_modelled},
+        {"tcgen05", &Lowering::not_modelled},
     };
+    if (is_video(instruction.opcode[0])) return video();
     if (instruction.opcode.size() > 1 && instruction.has("cc")) return with_carry();
     const auto method = kMethods.find(instruction.opcode[0]);
     if (method != kMethods.end()) return (this->*method->second)();
@@ -718,11 +946,13 @@ class Lowering {
     facts().flop_type = flop_type(type);
   }
 
-  void arithmetic() {
-    const std::string_view type = current_->type();
+  void not_modelled() { refuse(current_->text.substr(0, current_->text.find_first_of(" \t"))); }
+
+  void arithmetic() { arithmetic(arithmetic_key(), current_->type()); }
+  void arithmetic(std::string key, std::string_view type) {
     const int bytes = lane_bytes(type);
     const std::string_view shape = operand_shape();
-    start(arithmetic_key());
+    start(std::move(key));
     note_arithmetic(type);
     std::int32_t* const fields[] = {&now().d, &now().a, &now().b, &now().c, &now().e};
     std::array<std::int32_t, 5> slots = {-1, -1, -1, -1, -1};
@@ -742,6 +972,144 @@ class Lowering {
       if (i == 0 && at.second >= 0) refuse("two results");
     }
     for (std::size_t i = 0; i < slots.size(); ++i) *fields[i] = slots[i];
+  }
+
+  /// Of three operands they are operations of their own; `.relu` stands on either side of the type.
+  void extreme() {
+    const auto& parts = current_->opcode;
+    const std::string_view type = parts.back() == "relu" ? parts[parts.size() - 2] : parts.back();
+    std::string key = dsv2::concat(head(), operand_count() == 4 ? "3" : "");
+    for (std::size_t i = 1; i < parts.size(); ++i) {
+      if (parts[i] != type) key += dsv2::concat(".", parts[i]);
+    }
+    arithmetic(dsv2::concat(key, ".", type), type);
+  }
+
+  /// The mode of prmt follows its type.
+  void permute() { arithmetic(arithmetic_key(), "b32"); }
+
+  /// lop3, with a predicate that is set where the result is not zero.
+  void logic3() {
+    constexpr std::string_view kOperators[] = {"and", "or", "xor"};
+    const auto combines = std::find(std::begin(kOperators), std::end(kOperators), modifier(1));
+    if (combines == std::end(kOperators)) return arithmetic();
+    start("lop3.predicate");
+    facts().kind = InstructionClass::integer;
+    now().mode = static_cast<std::uint8_t>(combines - std::begin(kOperators) + 1);
+    now().a = source(operand(1), 4);
+    now().b = source(operand(2), 4);
+    now().c = source(operand(3), 4);
+    now().immediate = static_cast<std::int64_t>(operand(4).bits);
+    now().e = source_predicate(operand(5));
+    if (operand(5).negated) now().flags |= kNegated;
+    now().d = optional_destination(operand(0), 4);
+    now().d2 = second_destination(operand(0));
+    if (now().d2 < 0) refuse("lop3 without its predicate");
+  }
+
+  /// cvt.pack.sat.TO.FROM: the bits of TO, twice, and the low bits of a third operand above them.
+  void convert_pack() {
+    const std::string_view to = modifier(3);
+    int bits = 0;
+    for (const int width : {2, 4, 8, 16}) {
+      if (to.substr(1) == std::to_string(width)) bits = width;
+    }
+    if (bits == 0) refuse("type of cvt.pack");
+    start(dsv2::concat("cvt.pack.", modifier(4)));
+    facts().kind = InstructionClass::convert;
+    now().mode = static_cast<std::uint8_t>(bits);
+    if (to[0] == 's') now().flags |= kSigned;
+    now().a = source(operand(1), 4);
+    now().b = source(operand(2), 4);
+    if (operand_count() > 3) now().c = source(operand(3), 4);
+    now().d = destination(operand(0), 4);
+  }
+
+  // ---- video instructions
+  static constexpr std::pair<std::string_view, VideoOp> kVideoOps[] = {
+      {"vadd", VideoOp::add},     {"vsub", VideoOp::subtract},   {"vabsdiff", VideoOp::difference},
+      {"vmin", VideoOp::minimum}, {"vmax", VideoOp::maximum},    {"vavrg", VideoOp::average},
+      {"vset", VideoOp::set},     {"vshl", VideoOp::shift_left}, {"vshr", VideoOp::shift_right},
+      {"vmad", VideoOp::mad},
+  };
+  static std::string_view without_parts(std::string_view name) {
+    return name.ends_with('2') || name.ends_with('4') ? name.substr(0, name.size() - 1) : name;
+  }
+  static bool is_video(std::string_view name) {
+    return std::any_of(std::begin(kVideoOps), std::end(kVideoOps),
+                       [&](const auto& entry) { return entry.first == without_parts(name); });
+  }
+
+  /// "b2" or "h1" as a part of a word; 0 is all of it.
+  static std::uint8_t video_part(std::string_view selector) {
+    if (selector.empty()) return 0;
+    const int number = selector.size() == 2 ? selector[1] - '0' : -1;
+    const bool is_byte = selector[0] == 'b';
+    if (number < 0 || number > (is_byte ? 3 : 1)) refuse("selector .", selector);
+    return static_cast<std::uint8_t>(number + (is_byte ? kVideoByte : kVideoHalf));
+  }
+  static std::uint8_t video_mask(std::string_view selector, int parts) {
+    if (selector.empty()) return static_cast<std::uint8_t>((1 << parts) - 1);
+    std::uint8_t mask = 0;
+    for (const char digit : selector.substr(1)) mask |= static_cast<std::uint8_t>(1 << (digit - '0'));
+    return mask;
+  }
+
+  VideoOperation video_operation() {
+    VideoOperation result;
+    for (const auto& [name, op] : kVideoOps) {
+      if (name == without_parts(head())) result.op = op;
+    }
+    if (without_parts(head()) != head()) result.parts = static_cast<std::uint8_t>(head().back() - '0');
+    const bool sets = result.op == VideoOp::set;  // has no type of its result
+    const auto is_signed = [this](std::size_t i) {
+      if (modifier(i) != "s32" && modifier(i) != "u32") refuse("type .", modifier(i), " of ", head());
+      return modifier(i) == "s32";
+    };
+    result.d_signed = !sets && is_signed(1);
+    result.a_signed = is_signed(sets ? 1 : 2);
+    result.b_signed = is_signed(sets ? 2 : 3);
+    result.saturates = has("sat");
+    result.wraps = has("wrap");
+    result.plus_one = has("po");
+    result.shift = has("shr7") ? 7 : has("shr15") ? 15 : 0;
+    result.second = has("add")   ? VideoSecond::add
+                    : has("min") ? VideoSecond::minimum
+                    : has("max") ? VideoSecond::maximum
+                                 : VideoSecond::none;
+    constexpr std::pair<std::string_view, VideoCompare> kComparisons[] = {
+        {"eq", VideoCompare::eq}, {"ne", VideoCompare::ne}, {"lt", VideoCompare::lt},
+        {"le", VideoCompare::le}, {"gt", VideoCompare::gt}, {"ge", VideoCompare::ge}};
+    for (const auto& [name, compare] : kComparisons) {
+      if (has(name)) result.compare = compare;
+    }
+    return result;
+  }
+
+  void video() {
+    VideoOperation operation = video_operation();
+    const std::string_view d = operand(0).selector;
+    const std::string_view a = operand(1).selector;
+    const std::string_view b = operand(2).selector;
+    if (operation.parts > 1) {
+      const bool plain = (a.empty() || a == "h10" || a == "b3210") && (b.empty() || b == "h32" || b == "b7654");
+      if (!plain || operand_count() != 4) refuse("selectors of ", head());
+      operation.mask = video_mask(d, operation.parts);
+    } else {
+      operation.d_part = video_part(d);
+      operation.a_part = video_part(a);
+      operation.b_part = video_part(b);
+    }
+    if (operation.d_part != 0 && operand_count() < 4) refuse("a part of ", head(), " without what it is merged with");
+    operation.negates_product = operand(1).negated != operand(2).negated;
+    operation.negates_c = operand_count() > 3 && operand(3).negated;
+    start("video");
+    facts().kind = InstructionClass::integer;
+    now().a = source(operand(1), 4);
+    now().b = source(operand(2), 4);
+    if (operand_count() > 3) now().c = source(operand(3), 4);
+    now().d = destination(operand(0), 4);
+    now().immediate = pack_video(operation);
   }
 
   void compare() {
@@ -805,8 +1173,8 @@ class Lowering {
     const int bytes = lane_bytes(type);
     const bool reads = head().back() == 'c';
     const std::string_view base = head().substr(0, 3);
-    start(
-        dsv2::concat("carry.", base, base == "mad" ? dsv2::concat(".", modifier(1)) : std::string(), ".b", 8 * bytes));
+    start(dsv2::concat("carry.", base, base == "mad" ? dsv2::concat(".", modifier(1)) : std::string(),
+                       base == "mad" && has("hi") && type[0] == 's' ? ".s" : ".b", 8 * bytes));
     facts().kind = InstructionClass::integer;
     now().mode = static_cast<std::uint8_t>((reads ? 1 : 0) | (has("cc") ? 2 : 0));
     now().a = source(operand(1), bytes, type);
@@ -818,6 +1186,7 @@ class Lowering {
   }
 
   void convert() {
+    if (has("pack")) return convert_pack();
     const std::string_view to = modifier(current_->opcode.size() - 2);
     const std::string_view from = current_->type();
     const bool packs = to.ends_with("x2") && from == "f32";
@@ -889,6 +1258,9 @@ class Lowering {
     const std::string_view type = current_->type();
     if (to.kind == Kind::vector || from.kind == Kind::vector) return pack();
     const int bytes = lane_bytes(type);
+    if (from.kind == Kind::symbol && bytes == 8) {
+      if (const Address at = symbol(from); at.on_stack) return stack_address(to, at, from.offset);
+    }
     if (from.kind == Kind::special && is_clock(from.name)) return read_clock(to, from.name, bytes);
     start(bytes == 0 ? std::string("mov.pred") : dsv2::concat("mov.b", 8 * bytes));
     facts().kind = InstructionClass::move;
@@ -900,6 +1272,15 @@ class Lowering {
       now().a = source(from, bytes, type);
     }
     now().d = destination(to, bytes);
+  }
+
+  /// The address of a variable in a subroutine's frame.
+  void stack_address(const Operand& to, const Address& at, std::int64_t offset) {
+    start("add.u64");
+    facts().kind = InstructionClass::move;
+    now().a = use(stack_base());
+    now().b = constant(at.value + static_cast<std::uint64_t>(offset), 8);
+    now().d = destination(to, 8);
   }
 
   static bool is_clock(std::string_view name) { return name.starts_with("%clock") || name.starts_with("%globaltimer"); }
@@ -957,6 +1338,17 @@ class Lowering {
     Space space = named_space().value_or(Space::generic);
     const int bytes = lane_bytes(current_->type());
     if (bytes != 8) refuse("32-bit cvta");
+    if (operand(1).kind == Kind::symbol) {
+      if (const Address at = symbol(operand(1)); at.on_stack) {
+        stack_address(operand(0), at, operand(1).offset);
+        start("cvta");
+        facts().kind = InstructionClass::move;
+        now().a = use(number(operand(0)));
+        now().immediate = static_cast<std::int64_t>(window_of(Space::local));
+        now().d = destination(operand(0), 8);
+        return;
+      }
+    }
     start(window_of(space) == 0 ? "mov.b64" : to_space ? "cvta.to" : "cvta");
     facts().kind = InstructionClass::move;
     const Operand& from = operand(1);
@@ -1010,6 +1402,7 @@ class Lowering {
   void note_ordered_access() {
     if (!is_ordered_access()) return;
     now().flags |= kOrdered;
+    if (has("release")) now().flags |= kReleases;
     if (now().space == Space::global || now().space == Space::generic) program_->ordered = true;
   }
 
@@ -1069,7 +1462,8 @@ class Lowering {
     const std::string_view type = current_->type();
     const int bytes = ptx::type_bytes(type);
     if (has("async")) return value_async();
-    if (bytes <= 0 || has("bulk")) refuse("st of this form");
+    if (has("bulk")) return not_modelled();
+    if (bytes <= 0) refuse("type .", type);
     start("st");
     set_space(false);
     address(operand(0));
@@ -1091,12 +1485,21 @@ class Lowering {
     refuse("atomic operation");
   }
 
+  /// Vectors may name their operation behind the type.
+  std::string_view atomic_type() const {
+    const auto& parts = current_->opcode;
+    const auto found =
+        std::find_if(parts.rbegin(), parts.rend(), [](std::string_view part) { return ptx::type_bytes(part) > 0; });
+    if (found == parts.rend()) refuse("type of ", head());
+    return *found;
+  }
+
   void atomic() {
     const bool returns = head() == "atom";
-    const std::string_view type = current_->type();
+    const std::string_view type = atomic_type();
     const int bytes = ptx::type_bytes(type);
     if (has("async")) return value_async();
-    if (bytes <= 0) refuse("atomic of this form");
+    if (bytes <= 0) refuse("type .", type);
     const std::string_view operation = atomic_operation();
     const std::size_t first = returns ? 1 : 0;
     const auto values = data(operand(first + 1));
@@ -1111,6 +1514,7 @@ class Lowering {
     std::vector<std::int32_t> slots;
     for (const Operand& value : values) slots.push_back(source(value, width, type));
     if (operation == "cas") now().c = source(operand(first + 2), width, type);
+    if ((has("release") || has("acq_rel")) && !has("cta")) now().flags |= kReleases;
     bool used = false;
     if (returns) {
       for (const Operand& result : data(operand(0))) {
@@ -1153,7 +1557,7 @@ class Lowering {
   }
 
   void ret() {
-    if (frame_->caller == nullptr) return exit();
+    if (frame_->caller == nullptr && frame_->subroutine == nullptr) return exit();
     start("bra", Flow::control);
     facts().kind = InstructionClass::branch;
     frame_->returns.push_back(static_cast<int>(program_->code.size()) - 1);
@@ -1164,6 +1568,7 @@ class Lowering {
   }
   void trap() { start("trap", Flow::control); }
   void nothing() { start("nop"); }
+  /// Between blocks a fence of the device or the system counts; the proxies are one here.
   void nanosleep() { start("yield", Flow::control); }
   void create_policy() {
     start("nop");
@@ -1188,7 +1593,7 @@ class Lowering {
     const ptx::Function* function = module_.function(callee.name);
     if (function == nullptr) refuse("call of an unknown function ", callee.name);
     if (!function->defined) return builtin_call(*function);
-    check_recursion(*function);
+    check_call(*function);
     const int skip = guarded_skip();
     begin("nop");
     facts().kind = InstructionClass::branch;
@@ -1196,12 +1601,7 @@ class Lowering {
     if (skip >= 0) code(skip).target = static_cast<int>(program_->code.size());
   }
 
-  void check_recursion(const ptx::Function& function) const {
-    int depth = 0;
-    for (const Frame* frame = frame_; frame != nullptr; frame = frame->caller, ++depth) {
-      if (frame->function == &function) refuse("recursive call of ", demangle(function.name));
-    }
-    if (depth > 64) refuse("calls more than 64 deep");
+  void check_call(const ptx::Function& function) const {
     if (program_->code.size() > 4'000'000) refuse("inlined code too long");
     if (call_arguments_.size() != function.parameters.size()) refuse("a call with another number of arguments");
   }
@@ -1215,7 +1615,32 @@ class Lowering {
     return static_cast<int>(program_->code.size()) - 1;
   }
 
+  static bool allocates_on_stack(const ptx::Function& function) {
+    return std::any_of(function.code.begin(), function.code.end(),
+                       [](const ptx::Instruction& instruction) { return instruction.opcode[0] == "alloca"; });
+  }
+
+  /// The function's code in place of the call, or a call where it may call itself.
   void inline_function(const ptx::Function& function) {
+    if (is_subroutine(function)) return call_subroutine(function);
+    const bool allocates = allocates_on_stack(function);
+    const int top = allocates ? new_register(8) : -1;
+    if (allocates) {
+      begin("mov.b64");
+      facts().synthetic = true;
+      now().a = use(stack_top());
+      now().d = define(top);
+    }
+    inline_code(function);
+    if (allocates) {
+      begin("mov.b64");
+      facts().synthetic = true;
+      now().a = use(top);
+      now().d = define(stack_top());
+    }
+  }
+
+  void inline_code(const ptx::Function& function) {
     const ptx::Instruction* const call = current_;
     Frame* const frame = frame_;
     const auto lists = std::exchange(jump_lists_, {});
@@ -1241,7 +1666,7 @@ class Lowering {
         continue;
       }
       call_arguments_ = arguments;
-      check_recursion(function);
+      check_call(function);
       const int predicate = new_register(0);
       begin("setp.ne.u64");
       facts().synthetic = true;
@@ -1263,7 +1688,21 @@ class Lowering {
     if (skip >= 0) code(skip).target = static_cast<int>(program_->code.size());
   }
 
+  /// malloc and free of the device: their argument and result lie in local memory.
+  void heap_call(const ptx::Function& function) {
+    const bool allocates = function.name == "malloc";
+    if (call_arguments_.size() != 1 || call_result_.has_value() != allocates)
+      refuse("form of the call of ", function.name);
+    start(function.name);
+    facts().kind = InstructionClass::other;
+    now().immediate = static_cast<std::int64_t>(call_arguments_[0]);
+    if (allocates) now().target = static_cast<std::int32_t>(*call_result_);
+    if (frame_->subroutine != nullptr) now().a = use(stack_base());
+    program_->ordered = true;  // addresses tell who came first
+  }
+
   void builtin_call(const ptx::Function& function) {
+    if (function.name == "malloc" || function.name == "free") return heap_call(function);
     if (function.name != "vprintf" && function.name != "__assertfail") {
       refuse("call of the external function ", function.name);
     }
@@ -1273,6 +1712,7 @@ class Lowering {
     if (call_arguments_.size() < 2) refuse("call of ", function.name, " with too few arguments");
     now().immediate = static_cast<std::int64_t>(call_arguments_[0]);  // local addresses
     now().target = static_cast<std::int32_t>(call_arguments_[1]);
+    if (frame_->subroutine != nullptr) now().a = use(stack_base());
     if (function.name == "vprintf") program_->ordered = true;  // lines come out in one order
     if (function.name == "__assertfail" && call_arguments_.size() > 2)
       now().c = static_cast<std::int32_t>(call_arguments_[2]);
@@ -1357,8 +1797,9 @@ class Lowering {
       const auto [from, inside] =
           shuffle_source(mode, lane, static_cast<std::uint32_t>(by), static_cast<std::uint32_t>(clamp));
       const auto source_lane = static_cast<std::uint32_t>(from);
-      std::memcpy(&program_->constants[static_cast<std::size_t>((now().b & ~1) + 4 * lane)], &source_lane,
-                  sizeof source_lane);
+      const std::size_t at =
+          static_cast<std::size_t>(now().b & ~1) + sizeof source_lane * static_cast<std::size_t>(lane);
+      std::memcpy(&program_->constants[at], &source_lane, sizeof source_lane);
       now().immediate |= static_cast<std::int64_t>(inside) << lane;
     }
   }
@@ -1445,8 +1886,9 @@ class Lowering {
     if (type == "f16") return FlopType::tensor_f16;
     if (type == "tf32") return FlopType::tensor_tf32;
     if (type == "f64") return FlopType::tensor_f64;
+    if (type == "s8" || type == "u8") return FlopType::tensor_int8;
+    if (type == "s4" || type == "u4" || type == "b1") return FlopType::tensor_int4;
     if (type == "e4m3" || type == "e5m2") return FlopType::tensor_fp8;
-    if (type == "s8" || type == "u8" || type == "s4" || type == "u4") return FlopType::tensor_int8;
     refuse("type .", type, " of a matrix");
   }
 
@@ -1477,18 +1919,48 @@ class Lowering {
     facts().flops_per_warp = true;
   }
 
+  /// Bits 0 and 1 of `mode`, of sums of integers: they wrap, saturate, or count bits that differ or agree.
+  std::uint8_t integer_sum() const {
+    return static_cast<std::uint8_t>(has("satfinite") ? 1 : has("xor") ? 2 : has("and") ? 3 : 0);
+  }
+
   void mma() {
-    if (modifier(1) != "sync" || has("sp") || has("sp::ordered_metadata") || has("block_scale")) refuse("form of mma");
+    const bool is_sparse = has("sp") || has("sp::ordered_metadata");
     const auto& parts = current_->opcode;
+    if (!has("sync") || has("block_scale")) refuse("form of mma");
+    // The types follow the layouts and what may stand between: .kind::... asks for other fragments.
+    std::size_t first = 0;
+    for (std::size_t i = 1; i < parts.size(); ++i) {
+      if (parts[i].starts_with("kind::")) refuse("mma of .", parts[i]);
+      if (parts[i] == "row" || parts[i] == "col" || parts[i] == "satfinite") first = i + 1;
+    }
+    if (first == 0 || first + 4 > parts.size()) refuse("form of mma");
+    const std::string_view d = parts[first], a = parts[first + 1], b = parts[first + 2], c = parts[first + 3];
     const Shape size = shape();
-    const std::string_view d = parts[parts.size() - 4], a = parts[parts.size() - 3], b = parts[parts.size() - 2];
-    const std::string_view c = parts.back();
-    if (has("xor") || has("and")) refuse("binary mma");
-    start(dsv2::concat("mma.m", size.m, "n", size.n, "k", size.k, ".", d, ".", a, ".", b, ".", c), Flow::sync);
-    if (!has("row") || !has("col")) refuse("layout of mma");
+    const bool is_binary = has("xor") || has("and");
+    start(dsv2::concat(is_sparse ? "mma.sp" : "mma", ".m", size.m, "n", size.n, "k", size.k, ".", d, ".", a, ".", b,
+                       ".", c,
+                       !is_binary   ? ""
+                       : has("xor") ? ".xor"
+                                    : ".and"),
+          Flow::sync);
     note_tensor(size, a);
-    now().mode = has("satfinite") ? 1 : 0;
+    now().mode = integer_sum();
+    const bool is_quad = size.m == 8 && a == "f16";
+    if (is_quad) {  // four products by eight lanes each, in any layout
+      const auto layout = std::find(parts.begin(), parts.end(), "m8n8k4") - parts.begin();
+      now().mode = static_cast<std::uint8_t>((modifier(static_cast<std::size_t>(layout) + 1) == "col" ? 1 : 0) |
+                                             (modifier(static_cast<std::size_t>(layout) + 2) == "col" ? 2 : 0));
+      facts().flops *= 4;
+    } else if (!has("row") || !has("col")) {
+      refuse("layout of mma");
+    }
     now().e = full_mask();
+    if (is_sparse) {
+      facts().flops /= 2;  // what is multiplied: half of A is zero
+      now().c = source(operand(4), 4);
+      now().immediate = static_cast<std::int64_t>(number_of(operand(5)).value_or(0));
+    }
     matrix_operands(d, a, c);
   }
 
@@ -1508,6 +1980,7 @@ class Lowering {
     const auto elements = data(operand(loads ? 0 : 1));
     const int width = type == "f64" ? 8 : 4;
     now().elements = static_cast<std::uint8_t>(elements.size());
+    now().bytes = static_cast<std::uint8_t>(std::max(0, ptx::type_bytes(type)));
     if (operand_count() > 2) now().b = source(operand(2), 4);
     std::vector<std::int32_t> slots;
     for (const Operand& element : elements)
@@ -1518,18 +1991,19 @@ class Lowering {
   void wmma_multiply() {
     const auto& parts = current_->opcode;
     const Shape size = shape();
-    const std::string_view d = parts[parts.size() - (has("satfinite") ? 3 : 2)];
-    const std::string_view c = parts[parts.size() - (has("satfinite") ? 2 : 1)];
-    // f16 has .d.c only; the other types name .d.a.b.c
+    if (!has("sync")) refuse("form of wmma");
+    // The types are the last but for these: .d.c of f16, .d.a.b.c of the others.
+    std::size_t end = parts.size();
+    while (parts[end - 1] == "satfinite" || parts[end - 1] == "rn") --end;
+    const std::string_view c = parts[end - 1];
     std::string_view a = "f16";
-    std::string_view result = d;
-    for (const std::string_view candidate : {"bf16", "tf32", "s8", "u8", "f64"}) {
+    for (const std::string_view candidate : {"bf16", "tf32", "s8", "u8", "s4", "u4", "b1", "f64"}) {
       if (has(candidate)) a = candidate;
     }
-    if (a != "f16") result = parts[parts.size() - (has("satfinite") ? 5 : 4)];
+    const std::string_view result = parts[end - (a == "f16" ? 2 : 4)];
     start(dsv2::concat("wmma.mma.m", size.m, "n", size.n, "k", size.k, ".", result, ".", a, ".", c), Flow::sync);
     note_tensor(size, a);
-    now().mode = has("satfinite") ? 1 : 0;
+    now().mode = integer_sum();
     now().e = full_mask();
     matrix_operands(result, a, c);
   }
@@ -1654,8 +2128,12 @@ class Lowering {
 
   /// fence.proxy.async is what the checks know; what the others order is ordered here anyway.
   void fence() {
-    const bool shared = !has("global");
-    start(modifier(1) == "proxy" && has("async") && shared ? "fence.proxy" : "nop");
+    if (modifier(1) == "proxy") {
+      start(has("async") && !has("global") ? "fence.proxy" : "nop");
+    } else {
+      const bool within_block = has("cta") || modifier(1) == "mbarrier_init";
+      start(within_block ? "nop" : "fence");
+    }
     facts().kind = InstructionClass::barrier;
   }
 
@@ -1891,6 +2369,7 @@ class Lowering {
       add_successors(i, successors[i]);
       uses_[i].moves = program_->facts[i].key.starts_with("mov.b") && program_->code[i].guard < 0;
     }
+    save_registers(successors);
     std::vector<int> units;
     for (const int bytes : register_bytes_) units.push_back(bytes / 4);
     std::vector<int> live_at_entry;
@@ -1912,7 +2391,8 @@ class Lowering {
       if (register_bytes_[reg] != 0 && allocation.units[reg] >= 0)
         slots[reg] = predicate_bytes + allocation.units[reg] * kUnitBytes;
     }
-    program_->register_bytes = static_cast<std::size_t>(predicate_bytes + allocation.unit_count * kUnitBytes);
+    program_->register_bytes =
+        static_cast<std::size_t>(predicate_bytes) + static_cast<std::size_t>(allocation.unit_count) * kUnitBytes;
     program_->info.registers = std::max(1, allocation.unit_count);
     rewrite(slots);
     for (const auto& [special, reg] : special_registers_) {
@@ -1927,8 +2407,13 @@ class Lowering {
     if (key == "brx") {
       for (std::int64_t i = 0; i < in.immediate; ++i)
         successors.push_back(program_->lists[static_cast<std::size_t>(in.list + i)]);
-    } else if (key == "bra") {
+    } else if (key == "bra" || key == "call") {
       successors.push_back(in.target);
+    } else if (key == "return") {
+      for (const auto& [at, subroutine] : returns_) {
+        if (at == static_cast<int>(index))
+          successors.insert(successors.end(), subroutine->return_sites.begin(), subroutine->return_sites.end());
+      }
     }
     if (falls_through(index)) successors.push_back(static_cast<int>(index) + 1);
   }
@@ -1939,6 +2424,9 @@ class Lowering {
       if (field < 0) return;
       field = (field & 1) == 0 ? slots[static_cast<std::size_t>(field / 2)] : first_constant + (field & ~1);
     };
+    for (CallSite& site : program_->calls) {
+      for (CallSite::Save& save : site.saves) place(save.slot);
+    }
     for (std::size_t i = 0; i < program_->code.size(); ++i) {
       Instruction& in = program_->code[i];
       const std::string& key = program_->facts[i].key;
@@ -1980,6 +2468,15 @@ class Lowering {
   std::map<std::tuple<std::uint64_t, std::uint8_t, std::uint8_t, bool>, std::int32_t> parameter_constants_;
   std::map<std::pair<Special, int>, int> special_registers_;
   std::set<std::int32_t> address_taken_;
+  std::set<const ptx::Function*> recursive_;
+  std::deque<Subroutine> subroutines_;
+  int stack_base_ = -1;
+  int stack_top_ = -1;
+  // Of each entry of Program::calls: its instruction, whom it calls, and the subroutine that it stands in.
+  std::vector<int> call_instructions_;
+  std::vector<Subroutine*> call_subroutines_;
+  std::vector<Subroutine*> call_frames_;
+  std::vector<std::pair<int, Subroutine*>> returns_;
   std::vector<std::uint64_t> call_arguments_;
   std::optional<std::uint64_t> call_result_;
   std::int32_t barrier_slot_ = -1;  ///< of the bulk copy that is lowered

@@ -216,6 +216,7 @@ struct Launch {
   Settings settings;
   std::vector<std::byte> parameters;
   AlignedBytes constants;
+  std::size_t local_bytes = 0;   ///< of a thread, its stack included
   std::size_t shared_bytes = 0;  ///< static and dynamic, without kSharedBase
   bool parallel = false;         ///< blocks run on several host threads
   std::atomic<std::uint64_t> next_block{0};
@@ -248,6 +249,7 @@ struct Machine {
   LaunchStatus status = LaunchStatus::ok;
   bool stop = false;
   std::uint64_t executed = 0;              ///< warp instructions since last told to the launch
+  std::uint64_t ticks = 0;                 ///< warp instructions before that: what clocks count
   std::vector<std::int64_t> warp_entries;  ///< how often a line began (+) and ended (-) before an instruction
   std::vector<std::int64_t> lane_entries;
   std::vector<std::uint64_t> guard_losses;  ///< lanes whose guard was false
@@ -309,7 +311,7 @@ void observe_global(Warp& warp, const Instruction& in, Addresses& addresses, int
 void observe_shared(Warp& warp, const Instruction& in, Addresses& offsets, int bytes, Access access);
 /// The checks of observe_shared alone.
 void check_shared(Warp& warp, const Instruction& in, const Addresses& offsets, int bytes, Access access);
-/// Notes, where Machine::touches are kept, that a block touches these bytes of global memory, by accesses of `width`.
-void note_touch(Warp& warp, std::uint64_t address, std::uint64_t bytes, std::uint64_t width, Access access);
+/// Notes, where Machine::touches are kept, that a block touches these bytes of global memory.
+void note_touch(Warp& warp, std::uint64_t address, std::uint64_t bytes, Access access);
 
 }  // namespace gpusim

@@ -84,6 +84,31 @@ std::uint64_t DeviceMemory::allocate_variable(std::size_t bytes, const std::stri
   return address;
 }
 
+std::uint64_t DeviceMemory::allocate_on_heap(std::size_t bytes, std::size_t limit) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (bytes == 0 || bytes > limit - std::min(limit, heap_used_)) return 0;
+  }
+  const std::uint64_t address = allocate(bytes, "the device's malloc");
+  const std::lock_guard lock(mutex_);
+  if (address == 0) return 0;
+  allocations_[address].on_heap = true;
+  heap_used_ += bytes;
+  return address;
+}
+
+bool DeviceMemory::release_on_heap(std::uint64_t address) {
+  std::size_t bytes = 0;
+  {
+    const std::lock_guard lock(mutex_);
+    const auto found = allocations_.find(address);
+    if (found == allocations_.end() || !found->second.alive || !found->second.on_heap) return false;
+    bytes = found->second.bytes;
+    heap_used_ -= bytes;
+  }
+  return release(address);
+}
+
 std::uint64_t DeviceMemory::end_of_use() const {
   const std::lock_guard lock(mutex_);
   return next_;

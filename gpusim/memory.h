@@ -26,6 +26,7 @@ struct Allocation {
   std::string what;  ///< "cudaMalloc", "managed", "__device__ NAME": what a message calls it
   bool alive = true;
   bool counted_as_leak = true;  ///< false for module variables
+  bool on_heap = false;         ///< by a kernel's malloc
 };
 
 /// The arena. `kArenaBytes` of address space are reserved once (no memory until it is touched); the shadow, one Byte
@@ -51,6 +52,10 @@ class DeviceMemory {
   std::uint64_t allocate(std::size_t bytes, std::string what, Byte initial = Byte::uninitialised);
   /// The same for a module's variable: written already, and no leak.
   std::uint64_t allocate_variable(std::size_t bytes, const std::string& name);
+  /// A kernel's malloc, within the `limit` of what such calls hold together (cudaLimitMallocHeapSize); 0 for none.
+  std::uint64_t allocate_on_heap(std::size_t bytes, std::size_t limit);
+  /// False where `address` is nothing that allocate_on_heap gave and that is still alive.
+  bool release_on_heap(std::uint64_t address);
   /// False where `address` begins no live allocation.
   bool release(std::uint64_t address);
 
@@ -89,6 +94,7 @@ class DeviceMemory {
   std::uint8_t* lines_ = nullptr;
   std::size_t capacity_ = 0;
   std::size_t used_ = 0;
+  std::size_t heap_used_ = 0;
   std::uint64_t next_ = 0;
   std::map<std::uint64_t, Allocation> allocations_;
   mutable std::mutex mutex_;

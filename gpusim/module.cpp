@@ -73,6 +73,7 @@ class LoadedModule final : public Module {
  private:
   void place(const std::string& name, const ptx::Variable& variable) {
     if (variable.space != ptx::Space::global && variable.space != ptx::Space::constant) return;
+    if (variable.external) return;  // no module defines it: who uses it is told so
     const std::size_t bytes = variable.bytes;
     const std::uint64_t address = memory_.allocate_variable(bytes, name);
     DSV2_CHECK(address != 0, "gpusim: no device memory left for ", name, ", ", bytes, " bytes");
@@ -134,23 +135,26 @@ constexpr std::size_t kSectors = DeviceMemory::kArenaBytes / 32;
 
 /// Cells of global memory for the race check, kept from launch to launch: fresh pages cost more than the check.
 struct RaceTable {
-  SparseTable<GlobalCell> cells{DeviceMemory::kArenaBytes / 4};
+  explicit RaceTable(std::uint32_t width) : cell_bytes(width) {}
+  std::uint32_t cell_bytes;
+  SparseTable<GlobalCell> cells{DeviceMemory::kArenaBytes / cell_bytes};
   std::uint64_t next_number = 1;  ///< numbers below are those of earlier launches' blocks
 };
 
 /// Tables that no launch uses now.
 class RaceTables {
  public:
-  static std::unique_ptr<RaceTable> take(std::uint64_t blocks) {
+  static std::unique_ptr<RaceTable> take(std::uint64_t blocks, std::uint32_t cell_bytes) {
     constexpr std::uint64_t kNumbers = std::uint64_t{1} << 31;  // the top bit is a flag
     DSV2_CHECK(blocks < kNumbers / 2, "gpusim: too many blocks for the check of races between them");
     const std::lock_guard lock(mutex_);
-    while (!free_.empty()) {
-      std::unique_ptr<RaceTable> table = std::move(free_.back());
-      free_.pop_back();
-      if (table->next_number + blocks + 1 < kNumbers) return table;
-    }
-    return std::make_unique<RaceTable>();
+    std::erase_if(free_, [&](const auto& table) { return table->next_number + blocks + 1 >= kNumbers; });
+    const auto found =
+        std::find_if(free_.begin(), free_.end(), [&](const auto& table) { return table->cell_bytes == cell_bytes; });
+    if (found == free_.end()) return std::make_unique<RaceTable>(cell_bytes);
+    std::unique_ptr<RaceTable> table = std::move(*found);
+    free_.erase(found);
+    return table;
   }
   static void give_back(std::unique_ptr<RaceTable> table) {
     const std::lock_guard lock(mutex_);
@@ -221,6 +225,9 @@ class LaunchRun {
       launch_.page_bits[kind] = pages_[kind].data();
     }
     launch_.order = &order_;
+    // A frame here also holds what ptxas would keep in registers: the stack is larger than what was asked for.
+    constexpr std::size_t kStackFactor = 16;
+    launch_.local_bytes = program().local_bytes + (program().uses_stack ? kStackFactor * config.stack_bytes : 0);
     set_parameters(config.parameters);
     launch_.shared_bytes = program().static_shared_bytes + config.dynamic_shared_bytes;
     if (config.cooperative) {
@@ -329,11 +336,12 @@ class LaunchRun {
 
   void watch_order() {
     const std::uint64_t blocks = launch_.config.grid.count();
-    races_ = RaceTables::take(blocks);
+    races_ = RaceTables::take(blocks, program().global_cell_bytes);
     launch_.global_cells = races_->cells.data();
     order_.base = static_cast<std::uint32_t>(races_->next_number);
     races_->next_number += blocks + 1;
-    order_.releases.resize(blocks);
+    order_.epochs.assign(blocks, 0);
+    order_.published.resize(blocks);
     order_.acquired.assign(blocks, 0);
   }
 
@@ -611,6 +619,12 @@ Checks Checks::all() {
 
 std::unique_ptr<Module> Module::load(std::string_view ptx, DeviceMemory& memory) {
   return std::make_unique<LoadedModule>(ptx::parse(ptx), memory);
+}
+
+std::unique_ptr<Module> Module::link(std::span<const std::string> texts, DeviceMemory& memory) {
+  std::vector<std::unique_ptr<ptx::Module>> trees;
+  for (const std::string& text : texts) trees.push_back(ptx::parse(text));
+  return std::make_unique<LoadedModule>(ptx::link(std::move(trees)), memory);
 }
 
 LaunchResult launch(Module& module, std::string_view kernel, const LaunchConfig& config, DeviceMemory& memory,

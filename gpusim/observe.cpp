@@ -222,20 +222,19 @@ void count_global(Warp& warp, std::uint32_t at, const Addresses& addresses, int 
 void note_touches(Warp& warp, const Addresses& addresses, int bytes, Access access) {
   const auto width = static_cast<std::uint64_t>(bytes);
   if (addresses.pattern != Pattern::scattered)
-    return note_touch(warp, addresses.at[0], addresses.pattern == Pattern::unit ? width * kWarpLanes : width, width,
-                      access);
+    return note_touch(warp, addresses.at[0], addresses.pattern == Pattern::unit ? width * kWarpLanes : width, access);
   // Lanes that follow each other in memory are one.
   std::uint64_t begin = 0;
   std::uint64_t end = 0;
   for_lanes(addresses.mask, [&](int lane) {
     const std::uint64_t address = addresses.at[lane];
     if (address != end) {
-      if (end != begin) note_touch(warp, begin, end - begin, width, access);
+      if (end != begin) note_touch(warp, begin, end - begin, access);
       begin = address;
     }
     end = address + width;
   });
-  if (end != begin) note_touch(warp, begin, end - begin, width, access);
+  if (end != begin) note_touch(warp, begin, end - begin, access);
 }
 
 // ---- shared memory
@@ -450,14 +449,16 @@ void misaligned_access(Warp& warp, const Instruction& in, std::uint32_t lanes, c
   refuse_access(warp, LaunchStatus::misaligned_address);
 }
 
-void note_touch(Warp& warp, std::uint64_t address, std::uint64_t bytes, std::uint64_t width, Access access) {
+void note_touch(Warp& warp, std::uint64_t address, std::uint64_t bytes, Access access) {
   Machine& machine = *warp.machine;
   Launch& launch = *machine.launch;
   if (access != Access::read) launch.saved->save(address, bytes);
-  // Narrow neighbours share a cell: such accesses are not tracked.
-  if (width < 4) return;
-  const std::uint64_t offset = address - machine.arena_base;
-  if (!machine.touches->touch(warp.block->linear, offset, bytes, access != Access::read)) return;
+  // Narrow neighbours share a cell: where blocks meet in one, the run in order tells their bytes apart.
+  const std::uint64_t offset = (address - machine.arena_base) & ~std::uint64_t{3};
+  const std::uint64_t end = address - machine.arena_base + bytes;
+  if (!machine.touches->touch(warp.block->linear, offset, (end - offset + 3) & ~std::uint64_t{3},
+                              access != Access::read))
+    return;
   // The launch ends here: it will run again, with its blocks in order.
   launch.blocks_met.store(true, std::memory_order_relaxed);
   abort_launch(warp, LaunchStatus::ok);

@@ -69,6 +69,7 @@ static_assert(sizeof(Instruction) == 64);
 enum InstructionFlags : std::uint8_t {
   kSigned = 1,       ///< loads: extend the sign
   kNegated = 2,      ///< the source predicate is negated
+  kReleases = 2,     ///< memory: release, acq_rel
   kSaturate = 4,     ///< cvt
   kRelu = 8,         ///< cvt
   kFlush = 16,       ///< cvt: subnormals become zero
@@ -144,6 +145,8 @@ enum class Special : std::uint8_t {
   envreg0,
   envreg1,  ///< of a cooperative launch: where its blocks meet, the address's high and low half
   envreg2,
+  stack_base,  ///< of a thread's local memory: where the running subroutine's frame begins
+  stack_top,   ///< and what lies beyond the last one
 };
 
 struct SpecialSlot {
@@ -182,12 +185,36 @@ constexpr ShuffleSource shuffle_source(Shuffle mode, int l, std::uint32_t by, st
   return {(inside ? source : l) & 31, inside};
 }
 
+/// A call that is not inlined: into a function that may call itself. Offsets are within the frames of caller and
+/// callee, which lie in the thread's local memory.
+struct CallSite {
+  struct Copy {
+    std::uint64_t from = 0;
+    std::uint64_t to = 0;
+    std::size_t bytes = 0;
+  };
+  struct Save {
+    std::int32_t slot = -1;
+    int bytes = 4;  ///< a lane; 0: a predicate
+  };
+  std::vector<Copy> arguments;  ///< from the caller's frame to the callee's
+  std::vector<Copy> results;    ///< and back
+  std::vector<Save> saves;      ///< what the caller still needs of registers that the callee may be using too
+  std::uint64_t save_offset = 0;
+  bool in_subroutine = false;   ///< the caller's frame is on the stack; else it is the kernel's, at 0
+  std::size_t frame_bytes = 0;  ///< of the callee
+};
+/// A frame begins with where it returns to, the caller's frame and the top of the stack before the call.
+inline constexpr std::uint64_t kFrameReturn = 0, kFrameCaller = 8, kFrameTop = 16, kFrameHeader = 32;
+inline constexpr std::uint64_t kFrameAlignment = 16;
+
 struct Program {
   KernelInfo info;
   std::string readable;           ///< the kernel's demangled name
   std::vector<Instruction> code;  ///< `run` is null: handlers are bound for an instruction set
   std::vector<InstructionFacts> facts;
   std::vector<std::int32_t> lists;
+  std::vector<CallSite> calls;
   std::vector<std::byte> constants;
   std::vector<ParameterConstant> parameters;
   std::vector<SpecialSlot> specials;
@@ -195,10 +222,12 @@ struct Program {
   std::vector<std::uint32_t> sync_end;  ///< the same where sync instructions end a line too
   std::size_t register_bytes = 0;       ///< of a warp
   std::size_t local_bytes = 0;          ///< of a thread
+  bool uses_stack = false;              ///< beyond local_bytes: subroutines, alloca
   std::size_t static_shared_bytes = 0;
   bool ordered = false;                 ///< the order of its blocks can be seen in the result
   bool global_atomics = false;          ///< there may be some
   std::uint32_t shared_cell_bytes = 4;  ///< of the narrowest access that may be to shared memory, at most 4
+  std::uint32_t global_cell_bytes = 4;  ///< the same of global memory
   bool copies_asynchronously = false;
   bool named_barriers = false;  ///< barriers of a part of the block: races are tracked warp by warp
   /// Instructions that may touch registers of a matrix product under way: by index, the products' lists, a bit each.
@@ -233,5 +262,10 @@ struct RegisterAllocation {
 RegisterAllocation allocate_registers(const std::vector<RegisterUse>& code, const std::vector<int>& register_units,
                                       const std::vector<std::vector<int>>& successors,
                                       const std::vector<int>& live_at_entry);
+
+/// Registers that are live when control comes to each of `points`, instructions of `code`.
+std::vector<std::vector<int>> live_registers(const std::vector<RegisterUse>& code, std::size_t registers,
+                                             const std::vector<std::vector<int>>& successors,
+                                             const std::vector<int>& points);
 
 }  // namespace gpusim

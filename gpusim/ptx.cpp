@@ -16,11 +16,11 @@ namespace gpusim::ptx {
 namespace {
 
 constexpr std::pair<std::string_view, int> kTypes[] = {
-    {"b8", 1},    {"u8", 1},     {"s8", 1},      {"b16", 2},    {"u16", 2},     {"s16", 2},
-    {"f16", 2},   {"bf16", 2},   {"b32", 4},     {"u32", 4},    {"s32", 4},     {"f32", 4},
-    {"f16x2", 4}, {"bf16x2", 4}, {"tf32", 4},    {"b64", 8},    {"u64", 8},     {"s64", 8},
-    {"f64", 8},   {"f32x2", 8},  {"b128", 16},   {"pred", 0},   {"e4m3x2", 2},  {"e5m2x2", 2},
-    {"e4m3", 1},  {"e5m2", 1},   {"ue8m0x2", 2}, {"texref", 8}, {"surfref", 8}, {"samplerref", 8},
+    {"b8", 1},    {"u8", 1},     {"s8", 1},      {"b16", 2},        {"u16", 2},  {"s16", 2},     {"f16", 2},
+    {"bf16", 2},  {"b32", 4},    {"u32", 4},     {"s32", 4},        {"f32", 4},  {"f16x2", 4},   {"bf16x2", 4},
+    {"tf32", 4},  {"b64", 8},    {"u64", 8},     {"s64", 8},        {"f64", 8},  {"f32x2", 8},   {"b128", 16},
+    {"pred", 0},  {"e4m3x2", 2}, {"e5m2x2", 2},  {"e4m3", 1},       {"e5m2", 1}, {"ue8m0x2", 2}, {"s16x2", 4},
+    {"u16x2", 4}, {"texref", 8}, {"surfref", 8}, {"samplerref", 8},
 };
 
 constexpr std::pair<std::string_view, Space> kSpaces[] = {
@@ -68,6 +68,12 @@ bool is_special(std::string_view name) {
   };
   return std::any_of(std::begin(kPrefixes), std::end(kPrefixes),
                      [name](std::string_view prefix) { return name.starts_with(prefix); });
+}
+
+/// Whether `text` names parts of a register: "b2", "h10", ...
+bool is_selector(std::string_view text) {
+  if (text.size() < 2 || text.size() > 5 || (text[0] != 'b' && text[0] != 'h')) return false;
+  return std::all_of(text.begin() + 1, text.end(), [](char c) { return c >= '0' && c <= '7'; });
 }
 
 /// A position of the line table, and where the code of a position was inlined.
@@ -218,21 +224,24 @@ class Parser {
 
   void declaration() {
     bool external = false;
+    bool internal = true;
     for (;;) {
-      if (eat(".extern") || eat(".common")) {
+      if (eat(".extern")) {
         external = true;
-      } else if (!eat(".visible") && !eat(".weak")) {
+      } else if (!eat(".visible") && !eat(".weak") && !eat(".common")) {
         break;
       }
+      internal = false;
     }
-    if (eat(".entry")) return function(true);
-    if (eat(".func")) return function(false);
+    if (eat(".entry")) return function(true, internal);
+    if (eat(".func")) return function(false, internal);
     const auto space = space_of(peek().text);
     if (!space) refuse("not understood");
     ++next_;
     do {
       Variable variable = declare_variable(*space);
       variable.external = external;
+      variable.internal = internal;
       const std::string name = variable.name;
       module_.variables.insert_or_assign(name, std::move(variable));
     } while (eat(","));
@@ -351,10 +360,11 @@ class Parser {
   }
 
   // ---- functions
-  void function(bool entry) {
+  void function(bool entry, bool internal) {
     auto made = std::make_unique<Function>();
     function_ = made.get();
     function_->entry = entry;
+    function_->internal = internal;
     scopes_.assign(1, {});
     scope_parents_.assign(1, -1);
     open_scopes_.assign(1, 0);
@@ -518,7 +528,7 @@ class Parser {
       }
     }
     place_ = static_cast<int>(positions_.size());
-    positions_.push_back({here, inlined_at, function_});
+    positions_.emplace_back(here, inlined_at, function_);
   }
 
   /// Every place by its program's own line: code of the toolkit's headers stands where it was inlined. The files'
@@ -557,7 +567,7 @@ class Parser {
     expect(";");
   }
 
-  void add_register(std::string name, int bytes) {
+  void add_register(const std::string& name, int bytes) {
     names().insert_or_assign(name, Name{.reg = static_cast<int>(function_->registers.size())});
     function_->registers.push_back({.name = {}, .bytes = bytes});
   }
@@ -609,6 +619,7 @@ class Parser {
     while (is("-") || is("+")) negative ^= tokens_[next_++].text == "-";
     if (peek().kind == Token::Kind::number) return literal(negative);
     Operand result = named(word());
+    result.negated = negative;
     if (eat("|")) {
       const Operand second = named(word());
       result.second = second.reg;
@@ -659,6 +670,11 @@ class Parser {
     }
     if (name == "WARP_SZ") return {.kind = Operand::Kind::integer, .bits = 32};
     if (is_special(name)) return {.kind = Operand::Kind::special, .name = key};
+    if (const std::size_t dot = name.rfind('.'); dot != std::string_view::npos && is_selector(name.substr(dot + 1))) {
+      Operand part = named(name.substr(0, dot));
+      part.selector = name.substr(dot + 1);
+      return part;
+    }
     if (name.starts_with('%')) refuse("undeclared register");
     return {.kind = Operand::Kind::symbol, .name = key};
   }

@@ -35,14 +35,15 @@ struct Operand {
     wildcard,  ///< _
   };
   Kind kind = Kind::none;
-  bool negated = false;     ///< !p
-  int reg = -1;             ///< in Function::registers
-  int second = -1;          ///< q of p|q, -1 where absent or `_`
-  std::uint64_t bits = 0;   ///< of a literal
-  std::int64_t offset = 0;  ///< added to a symbol or address
-  std::string name = {};    ///< of a symbol or special register
-  int variable = -1;        ///< in Function::variables; -1: look the name up in the module
-  int target = -1;          ///< index of an instruction
+  bool negated = false;       ///< !p, -r
+  int reg = -1;               ///< in Function::registers
+  int second = -1;            ///< q of p|q, -1 where absent or `_`
+  std::uint64_t bits = 0;     ///< of a literal
+  std::int64_t offset = 0;    ///< added to a symbol or address
+  std::string name = {};      ///< of a symbol or special register
+  std::string selector = {};  ///< a part of a register, of video instructions: "b0", "h1", ...
+  int variable = -1;          ///< in Function::variables; -1: look the name up in the module
+  int target = -1;            ///< index of an instruction
   std::vector<Operand> elements = {};
 };
 
@@ -79,8 +80,9 @@ struct Variable {
   Space space = Space::global;
   std::size_t bytes = 0;
   std::size_t alignment = 1;
-  bool unsized = false;  ///< dynamic shared memory, or declared without an extent
-  bool external = false;
+  bool unsized = false;   ///< dynamic shared memory, or declared without an extent
+  bool external = false;  ///< declared here, defined in another module
+  bool internal = false;  ///< no other module sees it
   bool managed = false;
   std::vector<std::byte> initial = {};
   std::vector<Relocation> relocations = {};
@@ -90,6 +92,7 @@ struct Function {
   std::string name;
   bool entry = false;
   bool defined = false;
+  bool internal = false;        ///< no other module sees it
   std::vector<int> parameters;  ///< in `variables`
   std::vector<int> results;
   std::vector<Variable> variables;
@@ -109,7 +112,8 @@ struct Place {
 };
 
 struct Module {
-  std::string text;  ///< string_views point into it
+  std::string text;                     ///< string_views point into it
+  std::vector<std::string> more_texts;  ///< and into these, of modules that were linked in
   std::string version;
   std::string target;
   std::map<int, std::string> files;
@@ -123,5 +127,8 @@ struct Module {
 
 /// Throws dsv2::Error with the line of PTX that it does not understand.
 std::unique_ptr<Module> parse(std::string_view text);
+
+/// Modules of one program that were compiled apart, as one. There is at least one.
+std::unique_ptr<Module> link(std::vector<std::unique_ptr<Module>> modules);
 
 }  // namespace gpusim::ptx

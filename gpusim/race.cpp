@@ -425,30 +425,32 @@ class GlobalRace {
         writes_(access != Access::read),
         ordered_(access == Access::atomic || (in.flags & kOrdered) != 0) {
     if (ordered_) acquired() = ++order_.clock;
-    release_ = saturated(releases(block_).size());
+    epoch_ = saturated(epoch());
+    releases_ = ordered_ && writes_ && (in.flags & kReleases) != 0;
   }
 
   void touch(int lane, GlobalCell& cell) {
     const std::uint32_t writer = cell.writer & ~kOrderedBit;
     if (writer > base_ && writer != block_) {
       const bool both_ordered = ordered_ && (cell.writer & kOrderedBit) != 0;
-      if (!both_ordered && !is_ordered(writer, cell.write_release)) meet(lane, cell.write_at, writer);
+      if (!both_ordered && !is_ordered(writer, cell.write_epoch)) meet(lane, cell.write_at, writer);
     }
     if (writes_) {
       const bool read_by_others = cell.reader >= base_ && cell.reader != block_;
       if (read_by_others && !ordered_ && !readers_ordered(cell)) meet(lane, cell.read_at, cell.reader);
       cell.writer = block_ | (ordered_ ? kOrderedBit : 0u);
       cell.write_at = saturated(at_);
-      cell.write_release = release_;
+      cell.write_epoch = epoch_;
     } else if (!ordered_ && cell.reader != base_) {
       cell.reader = cell.reader < base_ || cell.reader == block_ ? block_ : base_;
       cell.read_at = saturated(at_);
-      cell.read_release = release_;
+      cell.read_epoch = epoch_;
     }
   }
 
   void finish() {
-    if (ordered_) releases(block_).push_back(++order_.clock);
+    if (releases_) ++epoch();
+    if (ordered_ && writes_) publish();
     if (lanes_ == 0) return;
     FindingRecord* const found = record(warp_, at_, FindingKind::global_race, lanes_);
     if (found == nullptr) return;
@@ -460,18 +462,22 @@ class GlobalRace {
   }
 
  private:
-  std::vector<std::uint64_t>& releases(std::uint32_t block) { return order_.releases[block - base_ - 1]; }
+  std::uint32_t& epoch() { return order_.epochs[block_ - base_ - 1]; }
+  void publish() {
+    const std::uint64_t now = ++order_.clock;
+    order_.published[block_ - base_ - 1].resize(epoch(), now);
+  }
   std::uint64_t& acquired() { return order_.acquired[block_ - base_ - 1]; }
 
-  /// Whether `other` released what it did after `release` releases, before this block's last acquisition.
-  bool is_ordered(std::uint32_t other, std::uint32_t release) {
-    const auto& times = releases(other);
-    return release < times.size() && times[release] < acquired();
+  /// Whether `other` published what it did in `epoch` before this block's last acquisition.
+  bool is_ordered(std::uint32_t other, std::uint32_t epoch) {
+    const auto& times = order_.published[other - base_ - 1];
+    return epoch < times.size() && times[epoch] < acquired();
   }
   bool readers_ordered(const GlobalCell& cell) {
     // Several readers: each would have to be asked; a block that has synchronised with others is believed.
     if (cell.reader == base_) return acquired() != 0;
-    return is_ordered(cell.reader, cell.read_release);
+    return is_ordered(cell.reader, cell.read_epoch);
   }
 
   void meet(int lane, std::uint16_t at, std::uint32_t block) {
@@ -489,7 +495,8 @@ class GlobalRace {
   std::uint32_t block_;
   bool writes_;
   bool ordered_;
-  std::uint16_t release_ = 0;
+  bool releases_ = false;
+  std::uint16_t epoch_ = 0;
   std::uint32_t lanes_ = 0;
   std::uint16_t other_at_ = 0;
   std::uint32_t other_block_ = 0;
@@ -501,18 +508,23 @@ void check_global_race(Warp& warp, const Instruction& in, const Addresses& addre
   const Machine& machine = *warp.machine;
   GlobalRace race(warp, in, access);
   GlobalCell* const cells = machine.launch->global_cells;
-  const auto cell_of = [&](int lane) { return cells + (addresses.at[lane] - machine.arena_base) / 4; };
-  const int each = std::max(1, bytes / 4);
-  // Narrow neighbours share a cell: blocks that write different bytes of it do not race. Such accesses are not tracked.
-  if (bytes >= 4 && addresses.pattern == Pattern::uniform) {
+  const std::uint32_t cell_bytes = machine.program->global_cell_bytes;
+  const auto cell_of = [&](int lane) { return cells + (addresses.at[lane] - machine.arena_base) / cell_bytes; };
+  const int each = std::max(1, bytes / static_cast<int>(cell_bytes));
+  if (addresses.pattern == Pattern::uniform) {
     for (int i = 0; i < each; ++i) race.touch(0, cell_of(0)[i]);
-  } else if (bytes >= 4) {
+  } else {
     for_lanes(addresses.mask, [&](int lane) {
       GlobalCell* const first = cell_of(lane);
       for (int i = 0; i < each; ++i) race.touch(lane, first[i]);
     });
   }
   race.finish();
+}
+
+void order_globally(Warp& warp) {
+  if (!warp.machine->checks.global_races || warp.machine->touches != nullptr) return;
+  ++warp.machine->launch->order->epochs[warp.block->linear];
 }
 
 }  // namespace gpusim

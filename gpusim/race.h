@@ -5,25 +5,28 @@
 
 namespace gpusim {
 
-/// What is known of 4 bytes of global memory. Every block of every launch has a number of its own, so that what
-/// earlier launches left needs no clearing: numbers below GlobalOrder::base are nobody.
+/// What is known of a cell of global memory, Program::global_cell_bytes wide. Every block of every launch has a number
+/// of its own, so that what earlier launches left needs no clearing: numbers below GlobalOrder::base are nobody.
 struct GlobalCell {
   std::uint32_t writer = 0;    ///< the top bit: by an ordered access
   std::uint32_t reader = 0;    ///< GlobalOrder::base: several of this launch
   std::uint16_t write_at = 0;  ///< instruction, kFarInstruction: further on
   std::uint16_t read_at = 0;
-  std::uint16_t write_release = 0;  ///< releases that the writer had done by then
-  std::uint16_t read_release = 0;
+  std::uint16_t write_epoch = 0;  ///< fences that the writer's block had done by then
+  std::uint16_t read_epoch = 0;
 };
 inline constexpr std::uint16_t kFarInstruction = 0xffff;
 
-/// Releases and acquisitions of the blocks of a launch, by a common clock: atomics, and loads and stores that are
-/// volatile, acquire, release or relaxed, are both.
+/// Releases and acquisitions of the blocks of a launch, by a common clock. What a block did before a fence
+/// (__threadfence) is published by its next ordered write: an atomic, or a store that is volatile, relaxed or release.
+/// A release is a fence itself. An ordered read, or an atomic, acquires; the fence that belongs behind it is not asked
+/// for, as the block's barrier mostly stands there.
 struct GlobalOrder {
   std::uint32_t base = 0;  ///< block `linear` of the launch is number base + 1 + linear
   std::uint64_t clock = 0;
-  std::vector<std::vector<std::uint64_t>> releases;  ///< of each block: their times
-  std::vector<std::uint64_t> acquired;               ///< of each block: the time of its last acquisition
+  std::vector<std::uint32_t> epochs;                  ///< of each block: its fences
+  std::vector<std::vector<std::uint64_t>> published;  ///< of each block, by epoch: when it was published
+  std::vector<std::uint64_t> acquired;                ///< of each block: the time of its last acquisition
 };
 
 /// How the 32 offsets of a logged access are written down.
@@ -66,6 +69,8 @@ void fence_proxy(Warp& warp);
 /// since (`by_itself`: by this warp); told at the writing instruction.
 bool check_overwritten(Warp& warp, std::uint32_t copy_at, std::uint32_t stamp, std::uint32_t offset,
                        std::uint32_t bytes, bool by_itself = false);
+/// __threadfence, and wider.
+void order_globally(Warp& warp);
 
 /// A block barrier has been completed, or (`warp`) a warp-level one: what came before is ordered.
 void order_block(Block& block, bool named);

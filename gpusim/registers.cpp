@@ -168,6 +168,28 @@ class Units {
 
 }  // namespace
 
+std::vector<std::vector<int>> live_registers(const std::vector<RegisterUse>& code, std::size_t registers,
+                                             const std::vector<std::vector<int>>& successors,
+                                             const std::vector<int>& points) {
+  std::vector<Block> blocks = find_blocks(successors, registers);
+  solve_liveness(blocks, code);
+  std::vector<std::vector<int>> result;
+  for (const int point : points) {
+    const auto block = std::find_if(blocks.begin(), blocks.end(),
+                                    [point](const Block& b) { return b.begin <= point && point < b.end; });
+    std::set<int> live;
+    if (block != blocks.end()) {
+      block->out.for_each([&](std::size_t reg) { live.insert(static_cast<int>(reg)); });
+      for (int i = block->end; i-- > point;) {
+        for (const int reg : code[static_cast<std::size_t>(i)].definitions) live.erase(reg);
+        for (const int reg : code[static_cast<std::size_t>(i)].uses) live.insert(reg);
+      }
+    }
+    result.emplace_back(live.begin(), live.end());
+  }
+  return result;
+}
+
 RegisterAllocation allocate_registers(const std::vector<RegisterUse>& code, const std::vector<int>& register_units,
                                       const std::vector<std::vector<int>>& successors,
                                       const std::vector<int>& live_at_entry) {

@@ -33,7 +33,8 @@ constexpr std::array<FlopName, kFlopTypes> kFlopNames = {{{FlopType::f32, "f32"}
                                                           {FlopType::tensor_tf32, "tensor_tf32"},
                                                           {FlopType::tensor_int8, "tensor_int8"},
                                                           {FlopType::tensor_f64, "tensor_f64"},
-                                                          {FlopType::tensor_fp8, "tensor_fp8"}}};
+                                                          {FlopType::tensor_fp8, "tensor_fp8"},
+                                                          {FlopType::tensor_int4, "tensor_int4"}}};
 
 constexpr std::array<std::string_view, kInstructionClasses> kClassNames = {
     "integer", "f32",         "f64",          "f16",         "special",      "tensor", "convert",

@@ -153,7 +153,7 @@ int attribute_of(const DeviceModel& model, cudaDeviceAttr attribute) {
   }
 }
 
-/// What cudaDeviceSetLimit holds; nothing here depends on them.
+/// What cudaDeviceSetLimit holds; launches ask for those of the stack and the heap.
 std::array<std::size_t, 7> limits = {1024, 1 << 20, 8 << 20, 2, 2048, 64, 0};
 
 std::size_t& limit_of(cudaLimit limit) {
@@ -162,19 +162,10 @@ std::size_t& limit_of(cudaLimit limit) {
   return limits[static_cast<std::size_t>(limit)];
 }
 
-/// The one memory pool. Its attributes are kept, and change nothing: freed memory is not handed out again anyway.
-struct Pool {
-  std::uint64_t release_threshold = 0;
-  int reuse[3] = {1, 1, 1};
-} pool;
-
-cudaMemPool_t default_pool() { return reinterpret_cast<cudaMemPool_t>(&pool); }
-
-void require_pool(cudaMemPool_t handle) {
-  if (handle != default_pool()) refuse(cudaErrorInvalidValue, "the only memory pool is the default one of device 0");
-}
-
 }  // namespace
+
+std::size_t device_limit(cudaLimit limit) { return limit_of(limit); }
+
 }  // namespace gpusim::runtime
 
 using namespace gpusim::runtime;
@@ -313,51 +304,6 @@ cudaError_t cudaProfilerStart() {
 
 cudaError_t cudaProfilerStop() {
   return call("cudaProfilerStop", [](State&) {});
-}
-
-cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t* out, int device) {
-  return call("cudaDeviceGetDefaultMemPool", [&](State&) {
-    require(out, "the pool to set");
-    require_device(device);
-    *out = default_pool();
-  });
-}
-
-cudaError_t cudaDeviceGetMemPool(cudaMemPool_t* out, int device) { return cudaDeviceGetDefaultMemPool(out, device); }
-
-cudaError_t cudaMemPoolTrimTo(cudaMemPool_t handle, std::size_t) {
-  return call("cudaMemPoolTrimTo", [&](State&) { require_pool(handle); });
-}
-
-cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t handle, cudaMemPoolAttr attribute, void* value) {
-  return call("cudaMemPoolSetAttribute", [&](State&) {
-    require_pool(handle);
-    require(value, "the value");
-    if (attribute == cudaMemPoolAttrReleaseThreshold)
-      std::memcpy(&pool.release_threshold, value, sizeof pool.release_threshold);
-    else if (attribute >= cudaMemPoolReuseFollowEventDependencies &&
-             attribute <= cudaMemPoolReuseAllowInternalDependencies)
-      std::memcpy(&pool.reuse[attribute - cudaMemPoolReuseFollowEventDependencies], value, sizeof(int));
-    else
-      refuse(cudaErrorNotSupported, "attribute ", static_cast<int>(attribute), " cannot be set here");
-  });
-}
-
-cudaError_t cudaMemPoolGetAttribute(cudaMemPool_t handle, cudaMemPoolAttr attribute, void* value) {
-  return call("cudaMemPoolGetAttribute", [&](State& state) {
-    require_pool(handle);
-    require(value, "the value");
-    const std::uint64_t used = state.device_bytes_used();
-    if (attribute == cudaMemPoolAttrReleaseThreshold)
-      std::memcpy(value, &pool.release_threshold, sizeof pool.release_threshold);
-    else if (attribute >= cudaMemPoolReuseFollowEventDependencies &&
-             attribute <= cudaMemPoolReuseAllowInternalDependencies)
-      std::memcpy(value, &pool.reuse[attribute - cudaMemPoolReuseFollowEventDependencies], sizeof(int));
-    else if (attribute == cudaMemPoolAttrReservedMemCurrent || attribute == cudaMemPoolAttrUsedMemCurrent)
-      std::memcpy(value, &used, sizeof used);
-    else
-      refuse(cudaErrorNotSupported, "attribute ", static_cast<int>(attribute), " is not kept here");
-  });
 }
 
 }  // extern "C"

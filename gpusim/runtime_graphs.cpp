@@ -1,27 +1,7 @@
 // Graphs of the CUDA runtime: captured from streams, instantiated, launched.
 #include <algorithm>
 
-#include "gpusim/runtime_state.h"
-
-struct CUgraph_st {
-  std::vector<std::unique_ptr<CUgraphNode_st>> nodes;  // each after all that it depends on
-};
-
-/// A graph that can be launched: a copy of its nodes, so that the graph itself may go or change.
-struct CUgraphExec_st {
-  struct Node {
-    cudaGraphNodeType type;
-    std::function<gpusim::Operation()> make;
-    std::string signature;
-    std::vector<std::size_t> after;  // indices of earlier nodes
-    int branch;                      // nodes of a branch are in one chain
-    bool enabled = true;
-  };
-  std::vector<Node> nodes;
-  std::vector<gpusim::Scheduler::Stream> branches;  // the streams that stand for them; the first is the launching one
-  std::vector<cudaGraphNode_t> origins;             // the graph's nodes, while it lives
-  gpusim::TaskPtr last;                             // launches of one executable graph do not overlap
-};
+#include "gpusim/runtime_graph.h"
 
 namespace gpusim::runtime {
 namespace {
@@ -44,19 +24,6 @@ unsigned long long captures_begun = 0;
 
 void require(const void* pointer, const char* what) {
   if (pointer == nullptr) refuse(cudaErrorInvalidValue, what, " is null");
-}
-
-CUgraph_st& graph_of(cudaGraph_t handle) {
-  const auto found = graphs().find(handle);
-  if (found == graphs().end()) refuse(cudaErrorInvalidValue, "this is no graph, or one that was destroyed");
-  return *found->second;
-}
-
-CUgraphExec_st& executable_of(cudaGraphExec_t handle) {
-  const auto found = executables().find(handle);
-  if (found == executables().end())
-    refuse(cudaErrorInvalidValue, "this is no executable graph, or one that was destroyed");
-  return *found->second;
 }
 
 void begin_capture(State& state, cudaStream_t handle, cudaStreamCaptureMode mode) {
@@ -124,33 +91,77 @@ void end_capture(State& state, cudaStream_t handle, cudaGraph_t* out) {
   graphs()[*out] = std::move(graph);
 }
 
-/// A node goes on the branch of a node that it depends on and that is that branch's last so far, else on a new one.
-std::unique_ptr<CUgraphExec_st> instantiate(State& state, const CUgraph_st& graph) {
-  auto out = std::make_unique<CUgraphExec_st>();
-  std::unordered_map<cudaGraphNode_t, std::size_t> index;
-  std::vector<std::size_t> tails;
-  for (const auto& node : graph.nodes) {
-    CUgraphExec_st::Node entry = {node->type, node->make, node->signature, {}, -1};
-    for (const cudaGraphNode_t earlier : node->after) entry.after.push_back(index.at(earlier));
-    for (const std::size_t earlier : entry.after) {
-      const int branch = out->nodes[earlier].branch;
-      if (entry.branch < 0 && tails[static_cast<std::size_t>(branch)] == earlier) entry.branch = branch;
-    }
-    const std::size_t at = out->nodes.size();
-    if (entry.branch < 0) {
-      entry.branch = static_cast<int>(tails.size());
-      tails.push_back(at);
-    }
-    tails[static_cast<std::size_t>(entry.branch)] = at;
-    index[node.get()] = at;
-    out->origins.push_back(node.get());
-    out->nodes.push_back(std::move(entry));
+/// Turns a graph's nodes into those of an executable one.
+class Instantiation {
+ public:
+  Instantiation(State& state, const CUgraph_st& graph) : state_(state) { add(graph, {}); }
+
+  std::unique_ptr<CUgraphExec_st> finish() {
+    for (std::size_t branch = 0; branch < tails_.size(); ++branch)
+      out_->branches.push_back(
+          branch == 0 ? Scheduler::kLegacy
+                      : state_.scheduler.add_stream(false, dsv2::concat("branch ", branch, " of a graph")));
+    return std::move(out_);
   }
-  for (std::size_t branch = 0; branch < tails.size(); ++branch)
-    out->branches.push_back(branch == 0
-                                ? Scheduler::kLegacy
-                                : state.scheduler.add_stream(false, dsv2::concat("branch ", branch, " of a graph")));
-  return out;
+
+ private:
+  /// The last of the nodes added: those that what follows the graph has to wait for.
+  std::vector<std::size_t> add(const CUgraph_st& graph, const std::vector<std::size_t>& before) {
+    const std::vector<cudaGraphNode_t> nodes = sorted_nodes(graph);
+    if (nodes.size() != graph.nodes.size())
+      refuse(cudaErrorInvalidValue, "the graph's nodes depend on each other in a circle");
+    std::unordered_map<cudaGraphNode_t, std::vector<std::size_t>> ends;
+    std::vector<std::size_t> leaves;
+    for (const cudaGraphNode_t node : nodes) {
+      std::vector<std::size_t> after;
+      if (node->after.empty()) after = before;
+      for (const cudaGraphNode_t earlier : node->after)
+        after.insert(after.end(), ends[earlier].begin(), ends[earlier].end());
+      ends[node] = node->child != nullptr ? add(*node->child, after) : std::vector<std::size_t>{add(*node, after)};
+      const bool is_leaf = std::none_of(nodes.begin(), nodes.end(), [node](cudaGraphNode_t other) {
+        return std::find(other->after.begin(), other->after.end(), node) != other->after.end();
+      });
+      if (is_leaf) leaves.insert(leaves.end(), ends[node].begin(), ends[node].end());
+    }
+    return nodes.empty() ? before : leaves;
+  }
+
+  /// A node goes on the branch of a node that it depends on and that is that branch's last so far, else on a new one.
+  std::size_t add(CUgraphNode_st& node, const std::vector<std::size_t>& after) {
+    CUgraphExec_st::Node entry = {node.type, node.make, node.signature, node.event, after, -1};
+    for (const std::size_t earlier : after) {
+      const int branch = out_->nodes[earlier].branch;
+      if (entry.branch < 0 && tails_[static_cast<std::size_t>(branch)] == earlier) entry.branch = branch;
+    }
+    const std::size_t at = out_->nodes.size();
+    if (entry.branch < 0) {
+      entry.branch = static_cast<int>(tails_.size());
+      tails_.push_back(at);
+    }
+    tails_[static_cast<std::size_t>(entry.branch)] = at;
+    out_->origins.push_back(&node);
+    out_->nodes.push_back(std::move(entry));
+    return at;
+  }
+
+  State& state_;
+  std::unique_ptr<CUgraphExec_st> out_ = std::make_unique<CUgraphExec_st>();
+  std::vector<std::size_t> tails_;
+};
+
+std::unique_ptr<CUgraphExec_st> instantiate(State& state, const CUgraph_st& graph) {
+  return Instantiation(state, graph).finish();
+}
+
+/// What a node does in one launch; a record is a new one each time.
+Operation operation_of(State& state, const CUgraphExec_st::Node& node) {
+  if (node.type != cudaGraphNodeTypeEventRecord) return node.make();
+  CUevent_st& event = state.event(node.event);
+  event.capture = nullptr;
+  event.stamp = std::make_shared<CUevent_st::Stamp>();
+  return Operation{.what = "a node that records an event",
+                   .run = [stamp = event.stamp](Accesses&) { stamp->ms = now_ms(); },
+                   .accesses = {}};
 }
 
 void submit_graph(State& state, CUgraphExec_st& graph, CUstream_st& stream) {
@@ -162,8 +173,13 @@ void submit_graph(State& state, CUgraphExec_st& graph, CUstream_st& stream) {
   for (const CUgraphExec_st::Node& node : graph.nodes) {
     std::vector<TaskPtr> after = {entry};
     for (const std::size_t earlier : node.after) after.push_back(tasks[earlier]);
+    if (node.type == cudaGraphNodeTypeWaitEvent && node.enabled) {
+      if (const TaskPtr recorded = state.event(node.event).task; recorded != nullptr) after.push_back(recorded);
+    }
     const Scheduler::Stream on = node.branch == 0 ? stream.id : graph.branches[static_cast<std::size_t>(node.branch)];
-    tasks.push_back(state.scheduler.submit(on, node.enabled ? node.make() : marker("a disabled node"), after));
+    tasks.push_back(
+        state.scheduler.submit(on, node.enabled ? operation_of(state, node) : marker("a disabled node"), after));
+    if (node.type == cudaGraphNodeTypeEventRecord && node.enabled) state.event(node.event).task = tasks.back();
   }
   graph.last = state.scheduler.submit(stream.id, marker("the end of a graph"), tasks);
 }
@@ -178,6 +194,7 @@ void capture_graph(const CUgraphExec_st& graph, CUstream_st& stream) {
     copy->type = node.type;
     copy->make = node.make;
     copy->signature = node.signature;
+    copy->event = node.event;
     if (node.after.empty()) copy->after = stream.frontier;
     for (const std::size_t earlier : node.after) {
       copy->after.push_back(added[earlier]);
@@ -204,6 +221,93 @@ cudaGraphExecUpdateResult difference(const CUgraphExec_st& from, const CUgraphEx
 }
 
 }  // namespace
+
+namespace {
+
+CUgraph_st* find_node(CUgraph_st& graph, cudaGraphNode_t node) {
+  for (const auto& known : graph.nodes) {
+    if (known.get() == node) return &graph;
+    if (known->child == nullptr) continue;
+    if (CUgraph_st* const found = find_node(*known->child, node); found != nullptr) return found;
+  }
+  return nullptr;
+}
+
+CUgraph_st* find_child(CUgraph_st& graph, cudaGraph_t handle) {
+  for (const auto& known : graph.nodes) {
+    if (known->child == nullptr) continue;
+    if (known->child.get() == handle) return handle;
+    if (CUgraph_st* const found = find_child(*known->child, handle); found != nullptr) return found;
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+CUgraph_st& graph_of(cudaGraph_t handle) {
+  const auto found = graphs().find(handle);
+  if (found != graphs().end()) return *found->second;
+  for (const auto& [other, graph] : graphs()) {
+    if (CUgraph_st* const child = find_child(*graph, handle); child != nullptr) return *child;
+  }
+  refuse(cudaErrorInvalidValue, "this is no graph, or one that was destroyed");
+}
+
+CUgraphExec_st& executable_of(cudaGraphExec_t handle) {
+  const auto found = executables().find(handle);
+  if (found == executables().end())
+    refuse(cudaErrorInvalidValue, "this is no executable graph, or one that was destroyed");
+  return *found->second;
+}
+
+cudaGraph_t add_graph(std::unique_ptr<CUgraph_st> graph) {
+  const cudaGraph_t handle = graph.get();
+  graphs()[handle] = std::move(graph);
+  return handle;
+}
+
+CUgraph_st& graph_of_node(cudaGraphNode_t node) {
+  for (const auto& [handle, graph] : graphs()) {
+    if (CUgraph_st* const found = find_node(*graph, node); found != nullptr) return *found;
+  }
+  refuse(cudaErrorInvalidValue, "this is no node of a graph, or one that was destroyed");
+}
+
+std::vector<cudaGraphNode_t> sorted_nodes(const CUgraph_st& graph) {
+  std::vector<cudaGraphNode_t> out;
+  std::unordered_map<const CUgraphNode_st*, bool> placed;
+  for (bool progress = true; progress && out.size() < graph.nodes.size();) {
+    progress = false;
+    for (const auto& node : graph.nodes) {
+      const bool ready =
+          std::all_of(node->after.begin(), node->after.end(), [&](cudaGraphNode_t earlier) { return placed[earlier]; });
+      if (!ready || placed[node.get()]) continue;
+      placed[node.get()] = true;
+      out.push_back(node.get());
+      progress = true;
+    }
+  }
+  return out;
+}
+
+std::unique_ptr<CUgraph_st> clone_graph(const CUgraph_st& graph) {
+  auto out = std::make_unique<CUgraph_st>();
+  std::unordered_map<const CUgraphNode_st*, CUgraphNode_st*> copies;
+  for (const auto& node : graph.nodes) {
+    out->nodes.push_back(std::make_unique<CUgraphNode_st>(*node));
+    CUgraphNode_st& copy = *out->nodes.back();
+    copy.original = node.get();
+    if (node->child != nullptr) {
+      copy.child = clone_graph(*node->child);
+      copy.child->is_child = true;
+    }
+    copies[node.get()] = &copy;
+  }
+  for (const auto& copy : out->nodes) {
+    for (CUgraphNode_st*& earlier : copy->after) earlier = copies.at(earlier);
+  }
+  return out;
+}
 
 void forget_graphs() {
   graphs().clear();
@@ -267,15 +371,13 @@ cudaError_t cudaGraphCreate(cudaGraph_t* graph, unsigned flags) {
   return call("cudaGraphCreate", [&](State&) {
     require(graph, "the graph to set");
     if (flags != 0) refuse(cudaErrorInvalidValue, "flags ", flags, ", expected 0");
-    auto made = std::make_unique<CUgraph_st>();
-    *graph = made.get();
-    graphs()[*graph] = std::move(made);
+    *graph = add_graph(std::make_unique<CUgraph_st>());
   });
 }
 
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
   return call("cudaGraphDestroy", [&](State&) {
-    graph_of(graph);
+    if (graph_of(graph).is_child) refuse(cudaErrorInvalidValue, "the graph belongs to the node that it stands in");
     graphs().erase(graph);
   });
 }

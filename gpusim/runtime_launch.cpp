@@ -168,6 +168,8 @@ void run_launch(State& state, const PreparedLaunch& prepared, Accesses& accesses
   LaunchConfig config = prepared.config;
   config.parameters = prepared.parameters;
   config.launch_id = ++state.launches;
+  config.stack_bytes = device_limit(cudaLimitStackSize);
+  config.heap_bytes = device_limit(cudaLimitMallocHeapSize);
   const std::string& name = prepared.kernel->name;
   LaunchResult result;
   try {
@@ -326,6 +328,8 @@ int resident(State& state, const void* function, int threads, std::size_t dynami
 
 using namespace gpusim::runtime;
 
+// The names are those that nvcc's code calls.
+// NOLINTBEGIN(bugprone-reserved-identifier)
 extern "C" {
 
 unsigned __cudaPushCallConfiguration(dim3 grid, dim3 block, std::size_t shared, CUstream_st* stream) {
@@ -340,7 +344,7 @@ cudaError_t __cudaPopCallConfiguration(dim3* grid, dim3* block, std::size_t* sha
   *grid = top.grid;
   *block = top.block;
   *shared = top.shared;
-  std::memcpy(stream, &top.stream, sizeof top.stream);
+  std::memcpy(stream, &top.stream, sizeof(cudaStream_t));
   return cudaSuccess;
 }
 
@@ -442,3 +446,4 @@ cudaError_t cudaOccupancyMaxPotentialClusterSize(int* size, const void* function
 }
 
 }  // extern "C"
+// NOLINTEND(bugprone-reserved-identifier)

@@ -265,13 +265,15 @@ void copy_from_symbol(State& state, const CopyCall& called, void* to, const void
        state.stream(stream));
 }
 
-void allocate_async(State& state, void** out, std::size_t bytes, cudaStream_t handle) {
+void allocate_async(State& state, void** out, std::size_t bytes, cudaStream_t handle, cudaMemPool_t pool) {
   CUstream_st& stream = state.stream(handle);
   if (stream.capture != nullptr)
     refuse(cudaErrorNotSupported, "allocation nodes of graphs are not modelled; allocate before the capture");
   if (out == nullptr) refuse(cudaErrorInvalidValue, "the pointer to set is null");
+  check_pool(pool, bytes);
   *out = bytes == 0 ? nullptr : state.allocate(bytes, "cudaMallocAsync", Place::device);
   if (bytes == 0) return;
+  note_pool_allocation(pool, as_number(*out), bytes);
   Work work;
   work.make = [range = MemoryRange{as_number(*out), bytes}]() {
     // Whoever uses it has to come after the allocation: as after a write.
@@ -292,11 +294,15 @@ void free_async(State& state, void* address, cudaStream_t handle) {
     refuse(cudaErrorInvalidValue, hex(as_number(address)), " does not begin an allocation");
   Work work;
   work.make = [&state, address, bytes = location.bytes]() {
-    return Operation{
-        .what = dsv2::concat("cudaFreeAsync of ", bytes, " bytes"),
-        .run = [&state,
-                address](Accesses&) { state.run_operation("cudaFreeAsync", [&] { state.release(address, false); }); },
-        .accesses = {.reads = {}, .writes = {{as_number(address), bytes}}}};
+    return Operation{.what = dsv2::concat("cudaFreeAsync of ", bytes, " bytes"),
+                     .run =
+                         [&state, address](Accesses&) {
+                           state.run_operation("cudaFreeAsync", [&] {
+                             state.release(address, false);
+                             note_pool_release(as_number(address));
+                           });
+                         },
+                     .accesses = {.reads = {}, .writes = {{as_number(address), bytes}}}};
   };
   state.enqueue(stream, std::move(work));
 }
@@ -394,7 +400,6 @@ Location State::checked_range(const void* address, std::size_t bytes, const char
 }  // namespace gpusim::runtime
 
 using namespace gpusim::runtime;
-using gpusim::Allocation;
 
 namespace {
 
@@ -481,11 +486,11 @@ cudaError_t cudaFreeHost(void* address) {
 }
 
 cudaError_t cudaMallocAsync(void** address, std::size_t bytes, cudaStream_t stream) {
-  return call("cudaMallocAsync", [&](State& state) { allocate_async(state, address, bytes, stream); });
+  return call("cudaMallocAsync", [&](State& state) { allocate_async(state, address, bytes, stream, current_pool()); });
 }
 
-cudaError_t cudaMallocFromPoolAsync(void** address, std::size_t bytes, cudaMemPool_t, cudaStream_t stream) {
-  return call("cudaMallocFromPoolAsync", [&](State& state) { allocate_async(state, address, bytes, stream); });
+cudaError_t cudaMallocFromPoolAsync(void** address, std::size_t bytes, cudaMemPool_t pool, cudaStream_t stream) {
+  return call("cudaMallocFromPoolAsync", [&](State& state) { allocate_async(state, address, bytes, stream, pool); });
 }
 
 cudaError_t cudaFreeAsync(void* address, cudaStream_t stream) {

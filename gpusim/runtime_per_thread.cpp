@@ -13,6 +13,8 @@ cudaError_t finish(cudaError_t submitted) {
 
 }  // namespace
 
+// The names are those that nvcc's code calls.
+// NOLINTBEGIN(bugprone-reserved-identifier)
 extern "C" {
 
 cudaError_t __cudaLaunchKernel_ptsz(cudaKernel_t kernel, dim3 grid, dim3 block, void** arguments, std::size_t shared,
@@ -146,3 +148,4 @@ cudaError_t cudaLaunchHostFunc_ptsz(cudaStream_t stream, cudaHostFn_t function, 
 cudaError_t cudaEventRecord_ptsz(cudaEvent_t event, cudaStream_t stream) { return cudaEventRecord(event, own(stream)); }
 
 }  // extern "C"
+// NOLINTEND(bugprone-reserved-identifier)

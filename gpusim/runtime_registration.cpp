@@ -6,28 +6,40 @@
 namespace gpusim::runtime {
 namespace {
 
-/// The `.nvFatBinSegment` that __cudaRegisterFatBinary is given.
+/// The `.nvFatBinSegment` that __cudaRegisterFatBinary is given. Of version 2 it is what nvlink wrote, and `parts` are
+/// the containers of the objects that it linked, null behind the last; else `parts` is nothing that is read.
 struct Wrapper {
   std::int32_t magic;
   std::int32_t version;
   const std::byte* container;
-  void* names;
+  const std::byte* const* parts;
 };
 constexpr std::int32_t kWrapperMagic = 0x466243B1;
+constexpr std::int32_t kLinkedVersion = 2;
 
-std::unique_ptr<Module> load_from(const std::byte* container, const DeviceModel& device, DeviceMemory& memory) {
+/// The PTX of a container that the device runs; its origin is added to `origin`, for messages.
+std::string choose_text(const std::byte* container, const DeviceModel& device, std::string& origin) {
+  if (container == nullptr) refuse(cudaErrorInvalidKernelImage, "the program registered a broken fat binary");
+  const FatBinary binary = read_fat_binary({container, fat_binary_bytes(container)});
+  const PtxImage* image = binary.choose(device);
+  if (image == nullptr)
+    refuse(cudaErrorNoKernelImageForDevice, "the program holds ", binary.describe(), ", of which ", device.name,
+           " runs nothing here; compile with -gencode arch=compute_80,code=compute_80");
+  origin += dsv2::concat(origin.empty() ? "" : ", ", "PTX of compute_", image->capability,
+                         image->source.empty() ? "" : " of ", image->source);
+  return image->text();
+}
+
+std::unique_ptr<Module> load_from(const std::vector<const std::byte*>& containers, const DeviceModel& device,
+                                  DeviceMemory& memory) {
   try {
-    if (container == nullptr) refuse(cudaErrorInvalidKernelImage, "the program registered a broken fat binary");
-    const FatBinary binary = read_fat_binary({container, fat_binary_bytes(container)});
-    const PtxImage* image = binary.choose(device);
-    if (image == nullptr)
-      refuse(cudaErrorNoKernelImageForDevice, "the program holds ", binary.describe(), ", of which ", device.name,
-             " runs nothing here; compile with -gencode arch=compute_80,code=compute_80");
+    std::vector<std::string> texts;
+    std::string origin;
+    for (const std::byte* container : containers) texts.push_back(choose_text(container, device, origin));
     try {
-      return Module::load(image->text(), memory);
+      return Module::link(texts, memory);
     } catch (const dsv2::Error& error) {
-      refuse(cudaErrorInvalidPtx, "PTX of compute_", image->capability, image->source.empty() ? "" : " of ",
-             image->source, ": ", error.what());
+      refuse(cudaErrorInvalidPtx, origin, ": ", error.what());
     }
   } catch (const dsv2::Error& error) {
     refuse(cudaErrorInvalidKernelImage, error.what());
@@ -36,9 +48,9 @@ std::unique_ptr<Module> load_from(const std::byte* container, const DeviceModel&
 
 }  // namespace
 
-Image& State::add_image(const std::byte* container) {
+Image& State::add_image(std::vector<const std::byte*> containers) {
   images_.push_back(std::make_unique<Image>());
-  images_.back()->container = container;
+  images_.back()->containers = std::move(containers);
   return *images_.back();
 }
 
@@ -55,7 +67,7 @@ Module& State::load(Image& image) {
   if (image.broken) throw Refusal(*image.broken);
   if (image.module != nullptr) return *image.module;
   try {
-    image.module = load_from(image.container, device, memory);
+    image.module = load_from(image.containers, device, memory);
   } catch (const Refusal& refusal) {
     image.broken = refusal;
     throw;
@@ -119,6 +131,8 @@ ModuleVariable State::module_variable(const void* symbol) {
 
 using namespace gpusim::runtime;
 
+// The names are those that nvcc's code calls.
+// NOLINTBEGIN(bugprone-reserved-identifier)
 extern "C" {
 
 void** __cudaRegisterFatBinary(void* segment) {
@@ -126,8 +140,13 @@ void** __cudaRegisterFatBinary(void* segment) {
   std::memcpy(&wrapper, segment, sizeof wrapper);
   State& state = State::get();
   const std::lock_guard lock(state.mutex);
-  // A broken wrapper is told when something of it is used.
-  return reinterpret_cast<void**>(&state.add_image(wrapper.magic == kWrapperMagic ? wrapper.container : nullptr));
+  std::vector<const std::byte*> containers;
+  if (wrapper.magic == kWrapperMagic && wrapper.version == kLinkedVersion) {
+    for (const std::byte* const* part = wrapper.parts; *part != nullptr; ++part) containers.push_back(*part);
+  } else {  // a broken wrapper is told when something of it is used
+    containers.push_back(wrapper.magic == kWrapperMagic ? wrapper.container : nullptr);
+  }
+  return reinterpret_cast<void**>(&state.add_image(std::move(containers)));
 }
 
 void __cudaRegisterFatBinaryEnd(void**) {}
@@ -167,3 +186,4 @@ cudaError_t __cudaGetKernel(cudaKernel_t* handle, const void* function) {
 cudaError_t cudaGetKernel(cudaKernel_t* handle, const void* function) { return __cudaGetKernel(handle, function); }
 
 }  // extern "C"
+// NOLINTEND(bugprone-reserved-identifier)

@@ -1,9 +1,11 @@
 #include "gpusim/runtime_state.h"
 
 #include <unistd.h>
+#include <csignal>
 
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <fstream>
 #include <iostream>
 #include <mutex>
@@ -25,6 +27,34 @@ Environment environment_or_exit() {
   }
 }
 
+/// Signals that end a program which does not handle them: the report is written, then the program dies of them.
+constexpr int kFatalSignals[] = {SIGABRT, SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTERM, SIGINT, SIGHUP, SIGQUIT};
+
+void on_signal(int number) {
+  // What is done here is not safe in a handler: where it hangs or fails itself, the alarm or the signal still kills.
+  signal(number, SIG_DFL);
+  signal(SIGALRM, SIG_DFL);
+  alarm(5);
+  State::get().finish_by_signal(number);
+  raise(number);
+}
+
+/// A stack of its own, as the program's may be what has run out.
+void handle_signals() {
+  constexpr std::size_t kStackBytes = std::size_t{1} << 18;
+  static std::byte stack[kStackBytes];
+  const stack_t alternate = {.ss_sp = stack, .ss_flags = 0, .ss_size = kStackBytes};
+  sigaltstack(&alternate, nullptr);
+  for (const int number : kFatalSignals) {
+    struct sigaction old = {};
+    if (sigaction(number, nullptr, &old) != 0 || old.sa_handler != SIG_DFL) continue;
+    struct sigaction mine = {};
+    mine.sa_handler = on_signal;
+    mine.sa_flags = SA_ONSTACK | SA_NODEFER;
+    sigaction(number, &mine, nullptr);
+  }
+}
+
 /// As early as can be, so that it runs after the program's own exit handlers and destructors.
 [[gnu::constructor(101)]] void finish_at_exit() {
   on_exit([](int status, void*) { State::get().finish(status); }, nullptr);
@@ -34,7 +64,11 @@ Environment environment_or_exit() {
 
 State& State::get() {
   // Never destroyed: destructors of the program's may still call the runtime.
-  static State* const state = new State(environment_or_exit());
+  static State* const state = [] {
+    auto* const made = new State(environment_or_exit());
+    handle_signals();
+    return made;
+  }();
   return *state;
 }
 
@@ -89,9 +123,28 @@ void State::reset() {
   events.clear();
   captures.clear();
   forget_graphs();
+  forget_pools();
   legacy_ = {};
   ++generation;
   sticky = cudaSuccess;
+}
+
+void State::write_report() {
+  if (!environment.quiet || report.fired()) report.write_text(std::cerr);
+  if (environment.json.empty()) return;
+  std::ofstream file(environment.json, std::ios::binary);
+  file << report.json();
+  file.close();
+  if (!file) std::cerr << "gpusim: cannot write " << environment.json << '\n';
+}
+
+void State::finish_by_signal(int number) {
+  // Another thread may hold the lock for good: it may be the one that waits for this one.
+  const std::unique_lock lock(mutex, std::try_to_lock);
+  if (!lock.owns_lock() || finished_) return;
+  finished_ = true;
+  std::cerr << "gpusim: signal " << number << " (" << strsignal(number) << ") ends the program: what is known so far\n";
+  write_report();
 }
 
 void State::finish(int status) {
@@ -100,13 +153,7 @@ void State::finish(int status) {
   finished_ = true;
   scheduler.wait_all();
   if (status == 0) report_leaks();  // a program that gave up need not have cleaned up
-  if (!environment.quiet || report.fired()) report.write_text(std::cerr);
-  if (!environment.json.empty()) {
-    std::ofstream file(environment.json, std::ios::binary);
-    file << report.json();
-    file.close();
-    if (!file) std::cerr << "gpusim: cannot write " << environment.json << '\n';
-  }
+  write_report();
   if (status != 0 || !report.fired()) return;
   // exit() is under way and its status cannot be changed; what it would still do that can be seen is flushing.
   std::cout.flush();

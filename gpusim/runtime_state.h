@@ -41,10 +41,11 @@ template <class... Parts>
 }
 
 struct Capture;
+struct NodeParameters;
 
 /// A fat binary that the program registered; its PTX is read when something of it is first used.
 struct Image {
-  const std::byte* container = nullptr;
+  std::vector<const std::byte*> containers;  ///< several where nvlink joined objects
   std::unique_ptr<Module> module;
   std::optional<Refusal> broken;  ///< why it could not be loaded
 };
@@ -57,6 +58,10 @@ struct CUgraphNode_st {
   std::function<gpusim::Operation()> make;
   std::string signature;  ///< what an update must leave as it is: the direction of a copy
   std::vector<CUgraphNode_st*> after;
+  std::shared_ptr<gpusim::runtime::NodeParameters> parameters = nullptr;  ///< of one that was made by hand
+  cudaEvent_t event = nullptr;                                            ///< that it records or waits for
+  std::shared_ptr<CUgraph_st> child = nullptr;                            ///< that stands in its place
+  const CUgraphNode_st* original = nullptr;                               ///< whose copy it is
 };
 
 /// A kernel as the program knows it: the address of its host stub, or this structure's own (cudaKernel_t).
@@ -163,7 +168,7 @@ class State {
   }
 
   // --- programs (runtime_registration.cpp) ---
-  Image& add_image(const std::byte* container);
+  Image& add_image(std::vector<const std::byte*> containers);
   void add_kernel(const void* host, Image& image, std::string name);
   void add_variable(const void* host, HostVariable variable);
   /// By the address of the stub or by the cudaKernel_t itself. Refuses with cudaErrorInvalidDeviceFunction.
@@ -214,6 +219,8 @@ class State {
   void reset();
   /// The end of the process: runs what is pending, reports; leaves with 1 where a check fired and `status` is 0.
   void finish(int status);
+  /// A signal ends the process: says what is known, without running what is pending.
+  void finish_by_signal(int signal);
 
  private:
   explicit State(Environment from);
@@ -225,10 +232,26 @@ class State {
   std::unordered_map<const void*, HostVariable> variables_;
   CUstream_st legacy_;
   bool finished_ = false;
+  void write_report();
 };
 
 /// cudaDeviceReset: graphs go, too (runtime_graphs.cpp).
 void forget_graphs();
+
+/// What events are stamped with (runtime_streams.cpp).
+double now_ms();
+
+/// Memory pools (runtime_pools.cpp): what cudaMallocAsync takes from; refuses where the pool has no room for `bytes`;
+/// an allocation that was made, and one that has gone.
+cudaMemPool_t current_pool();
+void check_pool(cudaMemPool_t pool, std::size_t bytes);
+void note_pool_allocation(cudaMemPool_t pool, std::uint64_t address, std::size_t bytes);
+void note_pool_release(std::uint64_t address);
+/// cudaDeviceReset: all pools but the default one go.
+void forget_pools();
+
+/// What cudaDeviceSetLimit has set (runtime_device.cpp).
+std::size_t device_limit(cudaLimit limit);
 
 /// The thread's last error.
 cudaError_t& last_error();

@@ -5,13 +5,14 @@
 #include "gpusim/runtime_state.h"
 
 namespace gpusim::runtime {
-namespace {
-
-constexpr int kLeastPriority = 0, kGreatestPriority = -5;  // as devices from compute capability 7.0 on say
 
 double now_ms() {
   return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
+
+namespace {
+
+constexpr int kLeastPriority = 0, kGreatestPriority = -5;  // as devices from compute capability 7.0 on say
 
 void invalidate(Capture& capture) { capture.invalid = true; }
 

@@ -15,6 +15,13 @@ class LaneMemory {
  public:
   LaneMemory(const Warp& warp, int lane) : warp_(warp), lane_(static_cast<std::size_t>(lane)) {}
 
+  /// Where the frame begins that the offsets of a call's arguments count from: the instruction's `a` says so.
+  std::uint64_t frame(const Instruction& in) const {
+    std::uint64_t at = 0;
+    if (in.a >= 0) std::memcpy(&at, warp_.base + in.a + sizeof at * lane_, sizeof at);
+    return at;
+  }
+
   template <class T>
   T local(std::uint64_t offset) const {
     T value{};
@@ -124,21 +131,25 @@ void print_lanes(Warp& warp, const Instruction& in) {
   for (std::uint32_t mask = warp.exec; mask != 0; mask &= mask - 1) {
     const int lane = std::countr_zero(mask);
     const LaneMemory memory(warp, lane);
-    const auto format = memory.local<std::uint64_t>(static_cast<std::uint64_t>(in.immediate));
-    const auto arguments = memory.local<std::uint64_t>(static_cast<std::uint64_t>(in.target));
+    const std::uint64_t frame = memory.frame(in);
+    const auto format = memory.local<std::uint64_t>(frame + static_cast<std::uint64_t>(in.immediate));
+    const auto arguments = memory.local<std::uint64_t>(frame + static_cast<std::uint64_t>(in.target));
     const std::string text = formatted(memory.text(format), Arguments(memory, arguments), memory);
     std::fwrite(text.data(), 1, text.size(), stdout);
     const auto written = static_cast<std::int32_t>(text.size());
-    std::byte* const result = warp.local + static_cast<std::size_t>(lane) * warp.local_bytes + in.c;
-    if (in.c >= 0) std::memcpy(result, &written, sizeof written);
+    if (in.c < 0) continue;
+    std::byte* const result = warp.local + static_cast<std::size_t>(lane) * warp.local_bytes + frame;
+    std::memcpy(result + in.c, &written, sizeof written);
   }
 }
 
 std::string assertion_text(const Warp& warp, const Instruction& in) {
   const LaneMemory memory(warp, std::countr_zero(warp.exec));
-  const std::string message = memory.text(memory.local<std::uint64_t>(static_cast<std::uint64_t>(in.immediate)));
-  const std::string file = memory.text(memory.local<std::uint64_t>(static_cast<std::uint64_t>(in.target)));
-  const auto line = in.c >= 0 ? memory.local<std::uint32_t>(static_cast<std::uint64_t>(in.c)) : 0u;
+  const std::uint64_t frame = memory.frame(in);
+  const std::string message =
+      memory.text(memory.local<std::uint64_t>(frame + static_cast<std::uint64_t>(in.immediate)));
+  const std::string file = memory.text(memory.local<std::uint64_t>(frame + static_cast<std::uint64_t>(in.target)));
+  const auto line = in.c >= 0 ? memory.local<std::uint32_t>(frame + static_cast<std::uint64_t>(in.c)) : 0u;
   return dsv2::concat("assertion `", message, "` failed in ", file, ":", line);
 }
 

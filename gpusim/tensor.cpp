@@ -143,6 +143,14 @@ struct Element<std::uint8_t> {
   static std::int32_t value(Packed bits) { return bits; }
 };
 
+template <>
+struct Element<double> {
+  static constexpr int kPerRegister = 1;
+  using Packed = double;
+  using Value = double;
+  static double value(double number) { return number; }
+};
+
 /// Slots of the operands, in the order of Instruction::list: A, B, C, D.
 struct MatrixOperands {
   const std::int32_t* a;
@@ -426,7 +434,7 @@ struct Stored<std::int32_t> {
 /// Element `index` of a lane's fragment within its 32-bit registers.
 template <class Memory>
 Memory* packed_element(Warp& warp, const std::int32_t* slots, int lane, int index) {
-  constexpr int kEach = 4 / static_cast<int>(sizeof(Memory));
+  constexpr int kEach = sizeof(Memory) < 4 ? 4 / static_cast<int>(sizeof(Memory)) : 1;
   return lanes<Memory>(warp, slots[index / kEach]) + lane * kEach + index % kEach;
 }
 
@@ -515,27 +523,29 @@ void wmma_memory(Warp& warp, const Instruction& in) {
   constexpr auto kBytes = static_cast<int>(sizeof(Memory));
   constexpr Access kAccess = kLoads ? Access::read : Access::write;
   if (!gathered(warp, in)) return;
+  // NOLINTNEXTLINE(bugprone-branch-clone): of square matrices they are one
   const MatrixPlace place = matrix_place(warp, in, kColumnMajor ? kRows : kColumns);
   const std::int32_t* slots = warp.lists + in.list;
   const std::uint64_t begin = place.shared ? kSharedBase : warp.machine->arena_base;
   const std::uint64_t size = place.shared ? warp.block->shared_end - kSharedBase : DeviceMemory::kArenaBytes;
   const std::uint64_t host = place.shared ? reinterpret_cast<std::uint64_t>(warp.block->shared.data()) : 0;
-  constexpr int kLines = kColumnMajor ? kColumns : kRows;
-  constexpr int kLineElements = kRows * kColumns / kLines;
-  if (matrix_is_plain<kInstrumented>(warp, place, kLines, kLineElements * sizeof(Memory),
-                                     place.stride * sizeof(Memory))) {
-    for (std::uint64_t i = 0; kInstrumented && warp.machine->touches != nullptr && i < kLines; ++i)
-      note_touch(warp, place.base + i * place.stride * sizeof(Memory), kLineElements * sizeof(Memory), sizeof(Memory),
-                 kAccess);
-    auto* const matrix = reinterpret_cast<std::byte*>(host + place.base);
-    return move_matrix<Memory, kRows, kColumns, kColumnMajor, kLoads>(warp, slots, matrix, place.stride);
+  if constexpr (kBytes <= 4) {
+    constexpr int kLines = kColumnMajor ? kColumns : kRows;  // NOLINT(bugprone-branch-clone): the same
+    constexpr int kLineElements = kRows * kColumns / kLines;
+    if (matrix_is_plain<kInstrumented>(warp, place, kLines, kLineElements * sizeof(Memory),
+                                       place.stride * sizeof(Memory))) {
+      for (std::uint64_t i = 0; kInstrumented && warp.machine->touches != nullptr && i < kLines; ++i)
+        note_touch(warp, place.base + i * place.stride * sizeof(Memory), kLineElements * sizeof(Memory), kAccess);
+      auto* const matrix = reinterpret_cast<std::byte*>(host + place.base);
+      return move_matrix<Memory, kRows, kColumns, kColumnMajor, kLoads>(warp, slots, matrix, place.stride);
+    }
   }
   for (int i = 0; i < kRows * kColumns / kWarpLanes; ++i) {
     Addresses addresses;
     addresses.mask = kAllLanes;
     std::uint32_t bad = 0;
     for (int l = 0; l < kWarpLanes; ++l) {
-      const auto at = static_cast<std::uint64_t>(i * kWarpLanes + l);
+      const std::uint64_t at = static_cast<std::uint64_t>(i) * kWarpLanes + static_cast<std::uint64_t>(l);
       const std::uint64_t row = at / kColumns;
       const std::uint64_t column = at % kColumns;
       const std::uint64_t element = kColumnMajor ? column * place.stride + row : row * place.stride + column;
@@ -639,6 +649,16 @@ void wmma_multiply(Warp& warp, const Instruction& in) {
   load_fragment<T>(warp, slots.a, kM * kK, a);
   load_fragment<T>(warp, slots.b, kK * kN, b);
   load_sums<V, C>(warp, slots.c, kM * kN, d);
+  if constexpr (std::is_same_v<V, std::int32_t>) {
+    if (in.mode != 0) {  // .satfinite
+      for (int at = 0; at < kM * kN; ++at) {
+        std::int64_t sum = d[at];
+        for (int k = 0; k < kK; ++k) sum += std::int64_t{a[at / kN * kK + k]} * b[k * kN + at % kN];
+        d[at] = static_cast<std::int32_t>(std::clamp<std::int64_t>(sum, INT32_MIN, INT32_MAX));
+      }
+      return store_sums<V, D>(warp, slots.d, kM * kN, d);
+    }
+  }
   multiply_matrices<V, kM, kN, kK>(a, b, d);
   store_sums<V, D>(warp, slots.d, kM * kN, d);
 }
@@ -709,6 +729,11 @@ void register_wmma(HandlerRegistry& registry) {
   GPUSIM_WMMA("m8n32k16", 8, 32, 16);
   GPUSIM_WMMA_OPERANDS("m16n16k8", 16, 16, 8, "tf32", Tf32);
   GPUSIM_WMMA_SUMS("m16n16k8", 16, 16, "f32", float);
+  GPUSIM_WMMA_OPERANDS("m8n8k4", 8, 8, 4, "f64", double);
+  GPUSIM_WMMA_SUMS("m8n8k4", 8, 8, "f64", double);
+  add_handler(registry, "wmma.mma.m8n8k4.f64.f64.f64", "", wmma_multiply<double, double, double, 8, 8, 4>);
+  GPUSIM_WMMA_SUMS("m8n8k32", 8, 8, "s32", std::int32_t);  // their operands: tensor_seldom.cpp
+  GPUSIM_WMMA_SUMS("m8n8k128", 8, 8, "s32", std::int32_t);
   add_handler(registry, "wmma.mma.m16n16k8.f32.tf32.f32", "", wmma_multiply<Tf32, float, float, 16, 16, 8>);
 }
 

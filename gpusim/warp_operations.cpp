@@ -81,8 +81,31 @@ void shuffle_fixed(Warp& warp, const Instruction& in) {
   write<std::uint32_t>(warp, in.d, [=](int l) { return values[l]; });
 }
 
-void vote(Warp& warp, const Instruction& in) {
-  if (!gathered(warp, in)) return;
+/// Lanes that stand at one instruction may name different masks, as labelled groups of cooperative_groups do: each
+/// group's lanes have their own result.
+template <class Run>
+void for_each_mask(Warp& warp, const Instruction& in, Run run) {
+  const auto* masks = lanes<std::uint32_t>(warp, in.e);
+  const std::uint32_t exec = warp.exec;
+  const std::uint32_t first = masks[std::countr_zero(exec)];
+  std::uint32_t others = 0;
+  for_lanes(exec, [&](int l) { others |= static_cast<std::uint32_t>(masks[l] != first) << l; });
+  if (others == 0) return run();
+  const bool full = warp.full;
+  warp.full = false;
+  for (std::uint32_t left = exec; left != 0;) {
+    const std::uint32_t mask = masks[std::countr_zero(left)];
+    std::uint32_t same = 0;
+    for_lanes(left, [&](int l) { same |= static_cast<std::uint32_t>(masks[l] == mask) << l; });
+    warp.exec = same;
+    run();
+    left &= ~same;
+  }
+  warp.exec = exec;
+  warp.full = full;
+}
+
+void vote_of_group(Warp& warp, const Instruction& in) {
   std::uint32_t value = predicate(warp, in.a);
   if ((in.flags & kNegated) != 0) value = ~value;
   value &= warp.exec;
@@ -96,6 +119,10 @@ void vote(Warp& warp, const Instruction& in) {
     default:
       return write<std::uint32_t>(warp, in.d, [=](int) { return value; });
   }
+}
+
+void vote(Warp& warp, const Instruction& in) {
+  if (gathered(warp, in)) for_each_mask(warp, in, [&] { vote_of_group(warp, in); });
 }
 
 /// The lanes, of those that take part, whose value is that of lane `l`.
@@ -126,7 +153,9 @@ void match_as(Warp& warp, const Instruction& in) {
 template <bool kAll>
 void match(Warp& warp, const Instruction& in) {
   if (!gathered(warp, in)) return;
-  in.bytes == 8 ? match_as<std::uint64_t, kAll>(warp, in) : match_as<std::uint32_t, kAll>(warp, in);
+  for_each_mask(warp, in, [&] {
+    in.bytes == 8 ? match_as<std::uint64_t, kAll>(warp, in) : match_as<std::uint32_t, kAll>(warp, in);
+  });
 }
 
 template <class T, class Combine>
@@ -167,14 +196,17 @@ struct OddBits {
 
 template <class T, class Combine>
 void redux(Warp& warp, const Instruction& in) {
-  if (gathered(warp, in)) reduce<T>(warp, in, Combine());
+  if (gathered(warp, in)) for_each_mask(warp, in, [&] { reduce<T>(warp, in, Combine()); });
 }
 
-void elect(Warp& warp, const Instruction& in) {
-  if (!gathered(warp, in)) return;
+void elect_of_group(Warp& warp, const Instruction& in) {
   const int leader = std::countr_zero(warp.exec);
   if (in.d >= 0) write<std::uint32_t>(warp, in.d, [=](int) { return static_cast<std::uint32_t>(leader); });
   if (in.d2 >= 0) write_predicate(warp, in.d2, 1u << leader);
+}
+
+void elect(Warp& warp, const Instruction& in) {
+  if (gathered(warp, in)) for_each_mask(warp, in, [&] { elect_of_group(warp, in); });
 }
 
 void active_mask(Warp& warp, const Instruction& in) {

@@ -60,7 +60,7 @@ class Simulated {
     EXPECT_NE(info, nullptr) << kernel;
     std::vector<std::byte> parameters(info->parameter_bytes);
     std::size_t index = 0;
-    const auto place = [&](const auto& argument) {
+    [[maybe_unused]] const auto place = [&](const auto& argument) {
       ASSERT_EQ(info->parameter_sizes.at(index), sizeof argument);
       std::memcpy(&parameters[info->parameter_offsets[index++]], &argument, sizeof argument);
     };
