@@ -249,6 +249,9 @@ void resolve(Warp& warp, const Instruction& in, Addresses& addresses, int bytes,
 }
 
 // ---- loads
+//
+// Loads of s8 extend the sign of a char.
+// NOLINTBEGIN(bugprone-signed-char-misuse)
 
 /// Element `index` of vectors of kElements that lie side by side.
 template <class T, class R, int kElements>
@@ -290,6 +293,8 @@ void load_element(Warp& warp, std::int32_t slot, const Addresses& addresses, int
     for_lanes(addresses.mask, [&](int l) { to[l] = static_cast<R>(load_from<T>(addresses.at[l] + offset)); });
   }
 }
+
+// NOLINTEND(bugprone-signed-char-misuse)
 
 #if defined(__SSE2__)
 /// Four 32-bit elements of every lane: 16 bytes at a time, transposed. `address(l)` is lane l's.
