@@ -650,8 +650,6 @@ ret;
 
 TEST(GpusimSeldom, WhatIsNotModelledIsRefusedByName) {
   const std::pair<std::string, std::string> refused[] = {
-      {"red.async.relaxed.cluster.global.mbarrier::complete_tx::bytes.shared::cluster.add.u32 [%rd1], %r1, [%rd2];",
-       "red.async"},
       {"multimem.red.relaxed.sys.global.add.f32 [%rd1], %f1;", "multimem.red"},
       {"tex.2d.v4.f32.f32 {%f1, %f1, %f1, %f1}, [%rd1, {%f1, %f1}];", "tex.2d"},
       {"mma.sync.aligned.m16n8k32.row.col.kind::f8f6f4.f32.e4m3.e4m3.f32 {%f1,%f1,%f1,%f1}, {%r1,%r1,%r1,%r1}, "
