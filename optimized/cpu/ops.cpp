@@ -12,9 +12,9 @@
 #include "optimized/cpu/packed_matrix.h"
 #include "optimized/cpu/panel.h"
 #include "optimized/cpu/prepared_weights.h"
-#include "optimized/rope_table.h"
 #include "optimized/cpu/runner.h"
 #include "optimized/cpu/test_hook.h"
+#include "optimized/rope_table.h"
 
 namespace dsv2::cpu {
 namespace {
