@@ -3,7 +3,7 @@
 #
 # gpusim_program(NAME [SEPARABLE] [ARCH 80] [DEFINITIONS ...] [OPTIONS ...] SOURCES a.cu b.cpp ...): an executable whose kernels the
 # simulator runs. ARCH: the PTX it carries, 80, 90 or 90a; several give several. OPTIONS go to nvcc. SEPARABLE: sources
-# see each other's device code (-rdc=true).
+# see each other's device code (-rdc=true), where DSV2_HAVE_DEVICE_LINK.
 option(DSV2_CUDA "Build what needs nvcc where there is one" ON)
 
 set(DSV2_HAVE_CUDA FALSE)
@@ -25,6 +25,11 @@ if(DSV2_CUDA)
       message(STATUS "dsv2: ${DSV2_NVCC} is of CUDA ${DSV2_NVCC_VERSION}, 13.0 is needed; building without CUDA")
     else()
       set(DSV2_HAVE_CUDA TRUE)
+      # What joins separately compiled device code; the wheels of 13.0 leave it out.
+      set(DSV2_HAVE_DEVICE_LINK FALSE)
+      if(EXISTS "${folder}/bin/crt/link.stub")
+        set(DSV2_HAVE_DEVICE_LINK TRUE)
+      endif()
       message(STATUS "dsv2: CUDA programs by ${DSV2_NVCC} ${DSV2_NVCC_VERSION}")
     endif()
   else()

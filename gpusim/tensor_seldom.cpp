@@ -226,7 +226,7 @@ inline constexpr int kGroup = Element<T>::kBits == 32  ? 2
 
 /// The metadata of 32 bits that describes stored columns of `row`: 16-bit types have rows r and r + 8 in one word's
 /// halves, narrower ones a word for each; the words go on along the columns from lane to lane of the group of 4, and
-/// `selector` says where they start. Not confirmed by a GPU.
+/// `selector` says where they start: the order that CUTLASS's reorder_meta makes (tools/util, host_reorder.h).
 template <class T, int kDepth>
 std::uint32_t metadata_of(Warp& warp, const Instruction& in, int row, int group) {
   const auto* words = lanes<std::uint32_t>(warp, in.c);
