@@ -86,7 +86,11 @@ class CudaDecoder final : public Decoder {
   void mlp_block(const Step& step, const DeviceLayer& w);
   void route_apart(const Step& step, const DeviceLayer& w);
   ExpertsParams experts_params(const Step& step, const DeviceMlp& mlp, const ExpertGroups* g) const;
-  bool is_fused(const Step& step) const { return !step.sink && step.rows <= kFewRows; }
+  bool fits_fused(std::int64_t rows) const {
+    return rows <= kFewRows && (!config_.n_routed_experts ||
+                                route_fits(size(rows), size(*config_.n_routed_experts), size(config_.n_group)));
+  }
+  bool is_fused(const Step& step) const { return !step.sink && fits_fused(step.rows); }
   void fused_layer(const Step& step, const DeviceLayer& w);
   void norm(const float* x, std::int64_t x_stride, const float* weight, float eps, int rows, int width, float* y);
   void head(const ForwardInput& input, const Step& step, ForwardOutput& out);
@@ -97,7 +101,6 @@ class CudaDecoder final : public Decoder {
   struct LinearOptions {
     bool keeps = false;  ///< rows stay f32
     const std::int32_t* pick = nullptr;
-    RowNorm norm = {};  ///< of the rows; few rows only
     bool adds = false;  ///< to what is there
   };
   void linear(const float* x, int rows, std::initializer_list<LinearSegment> segments, const LinearOptions& how);
@@ -210,7 +213,6 @@ void CudaDecoder::linear(const float* x, int rows, std::initializer_list<LinearS
                  .x_stride = segments.begin()->weight.in,
                  .rows = rows,
                  .pick = how.pick,
-                 .norm = how.norm,
                  .rounds = rounds() && !how.keeps,
                  .adds = how.adds,
                  .segment_count = static_cast<int>(segments.size()),
@@ -302,7 +304,6 @@ AttentionParams CudaDecoder::attention_params(const Step& step) const {
   return {.batch = B,
           .tokens = S,
           .past = inputs(step.rows).past,
-          .most = step.most,
           .heads = H,
           .key_heads = K,
           .q1 = nullptr,
@@ -318,7 +319,6 @@ AttentionParams CudaDecoder::attention_params(const Step& step) const {
           .mask_batch = step.mask_batch,
           .mask_token = step.mask_token,
           .all_masked = step.all_masked,
-          .rounds = rounds(),
           .splits = attention_splits(B, S, H, K, step.most, processors_),
           .arrived = arrived_.data() + 1,
           .partial = partial_.data(),
@@ -658,7 +658,7 @@ void CudaDecoder::head(const ForwardInput& input, const Step& step, ForwardOutpu
 
 /// A decode step from which nothing but its last results is wanted: one that can be a graph.
 bool CudaDecoder::is_plain_step(const ForwardInput& input, const Call& call) const {
-  return call.tokens == 1 && call.batch <= kFewRows && input.cache && input.input_ids && !input.taps &&
+  return call.tokens == 1 && fits_fused(call.batch) && input.cache && input.input_ids && !input.taps &&
          !input.attentions && !input.hidden_states && call.mask_rank == 0 &&
          config_.head != Head::sequence_classification;
 }

@@ -77,7 +77,6 @@ class PinnedBuffer {
     count_ = count;
     return data_;
   }
-  std::int64_t bytes() const { return count_ * static_cast<std::int64_t>(sizeof(T)); }
 
  private:
   T* data_ = nullptr;

@@ -29,6 +29,13 @@ std::optional<Storage> common_storage(const std::vector<const LinearWeights*>& s
   return mixed ? Storage::f32 : storage_of(*stored);
 }
 
+/// The same of MLPs: of what meets their input, and of down_proj.
+MlpStorage common_storage(const std::vector<MlpWeights>& mlps) {
+  std::vector<const LinearWeights*> up, down;
+  for (const MlpWeights& m : mlps) up.insert(up.end(), {&m.gate_proj, &m.up_proj}), down.push_back(&m.down_proj);
+  return {common_storage(up).value_or(Storage::f32), common_storage(down).value_or(Storage::f32)};
+}
+
 }  // namespace
 
 DeviceWeights::DeviceWeights(const Weights& w, const Stream& stream) {
@@ -63,9 +70,13 @@ DeviceWeights::DeviceWeights(const Weights& w, const Stream& stream) {
       matrix(a.kv_b_proj, storage, to.kv_b_proj);
     }
     if (from.gate) matrix({from.gate, {}}, storage_of(from.gate.dtype), to.gate);
-    stack(from.experts, to.experts);
-    if (from.shared_experts.gate_proj.weight) stack({from.shared_experts}, to.shared_experts);
-    if (from.mlp.gate_proj.weight) stack({from.mlp}, to.mlp);
+    // Routed and shared experts go through one launch: one storage.
+    std::vector<MlpWeights> together = from.experts;
+    if (from.shared_experts.gate_proj.weight) together.push_back(from.shared_experts);
+    const MlpStorage storage = common_storage(together);
+    stack(from.experts, storage, to.experts);
+    if (from.shared_experts.gate_proj.weight) stack({from.shared_experts}, storage, to.shared_experts);
+    if (from.mlp.gate_proj.weight) stack({from.mlp}, common_storage(std::vector{from.mlp}), to.mlp);
   }
   copy(stream);
 }
@@ -101,20 +112,17 @@ void DeviceWeights::vector(const TensorView& from, const float*& to) {
   vectors_.push_back(&to);
 }
 
-void DeviceWeights::stack(const std::vector<MlpWeights>& from, DeviceMlp& to) {
+void DeviceWeights::stack(const std::vector<MlpWeights>& from, const MlpStorage& storage, DeviceMlp& to) {
   if (from.empty()) return;
-  std::vector<const LinearWeights*> up, down;
-  for (const MlpWeights& m : from) up.insert(up.end(), {&m.gate_proj, &m.up_proj}), down.push_back(&m.down_proj);
-  const Storage up_storage = *common_storage(up), down_storage = *common_storage(down);
-  const auto add = [&](LinearWeights MlpWeights::*which, Storage storage, MatrixStack& stack) {
+  const auto add = [&](LinearWeights MlpWeights::*which, Storage of, MatrixStack& matrices) {
     const std::int64_t before = planned_bytes_;
-    matrix(from.front().*which, storage, stack.first);
-    stack.stride_bytes = planned_bytes_ - before;
-    for (std::size_t e = 1; e < from.size(); ++e) place((from[e].*which).weight, storage);
+    matrix(from.front().*which, of, matrices.first);
+    matrices.stride_bytes = planned_bytes_ - before;
+    for (std::size_t e = 1; e < from.size(); ++e) place((from[e].*which).weight, of);
   };
-  add(&MlpWeights::gate_proj, up_storage, to.gate_proj);
-  add(&MlpWeights::up_proj, up_storage, to.up_proj);
-  add(&MlpWeights::down_proj, down_storage, to.down_proj);
+  add(&MlpWeights::gate_proj, storage.up, to.gate_proj);
+  add(&MlpWeights::up_proj, storage.up, to.up_proj);
+  add(&MlpWeights::down_proj, storage.down, to.down_proj);
 }
 
 void DeviceWeights::copy(const Stream& stream) {

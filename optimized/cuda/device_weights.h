@@ -15,6 +15,11 @@ struct DeviceMlp {
   MatrixStack gate_proj, up_proj, down_proj;  ///< of one MLP, or of all routed experts
 };
 
+/// How the matrices of MLPs lie: those that meet the input, and down_proj.
+struct MlpStorage {
+  Storage up, down;
+};
+
 /// Names and shapes as in LayerWeights.
 struct DeviceLayer {
   const float *input_layernorm = nullptr, *post_attention_layernorm = nullptr;
@@ -57,7 +62,7 @@ class DeviceWeights {
   void matrix(const LinearWeights& from, Storage storage, Matrix& to);
   void sweep(std::initializer_list<Pair> pairs);
   void vector(const TensorView& from, const float*& to);
-  void stack(const std::vector<MlpWeights>& from, DeviceMlp& to);
+  void stack(const std::vector<MlpWeights>& from, const MlpStorage& storage, DeviceMlp& to);
   void copy(const Stream& stream);
 
   std::vector<Copy> copies_;

@@ -56,7 +56,6 @@ struct LinearParams {
   std::int64_t x_stride;
   int rows;                  ///< N
   const std::int32_t* pick;  ///< [N]: row i is x[pick[i]]; null: x[i]
-  RowNorm norm;              ///< few rows only
   bool rounds;               ///< many rows may be rounded to bf16 for the tensor cores
   bool adds;                 ///< y += instead of y =
   int segment_count;
@@ -126,7 +125,6 @@ void kv_write(const KvWriteParams& p, cudaStream_t stream);
 struct AttentionParams {
   int batch, tokens;     ///< B, S
   const int* past;       ///< P, on the device
-  int most;              ///< T is at most this; what the launch is laid out for
   int heads, key_heads;  ///< H, K
   const float *q1, *q2;  ///< [B,S,H,d1], [B,S,H,d2] or null
   CachedRows k1, k2, v;
@@ -135,7 +133,6 @@ struct AttentionParams {
   const std::uint8_t* mask;             ///< 1: visible; null: causal only. Rank 2 [B,T]; rank 4 [B,S,T]
   std::int64_t mask_batch, mask_token;  ///< strides of mask; mask_token 0: rank 2, on top of causality
   const std::uint8_t* all_masked;       ///< [B,S]: 1 where no key is visible; null: nowhere
-  bool rounds;                          ///< q, k, p and v may be rounded to bf16 for the tensor cores
   int splits;                           ///< of the keys, attention_splits()
   int* arrived;                         ///< [attention_arrivals()] zeros, and zeros again afterwards; splits > 1
   float* partial;                       ///< attention_partial_size() floats of scratch; null where splits is 1
@@ -223,6 +220,8 @@ struct RouteParams {
   ExpertGroups groups;
   int* arrived;  ///< 0, and 0 again afterwards
 };
+/// Each warp of the last block needs shared memory for a score of every expert and group.
+bool route_fits(int rows, int experts, int groups);
 void route(const RouteParams& p, cudaStream_t stream);
 
 /// MLPs over the rows of x, each over its own: act = activation(x gate_proj^T) * (x up_proj^T), and

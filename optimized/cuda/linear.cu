@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kProductThreads<W>, kProductBlocks<ROWS>) line
   const Matrix m[1] = {s.weight};
   product<W, ROWS>(
       m, block * kProductOut<W>, [&](int r) { return p.x + (p.pick != nullptr ? p.pick[r] : r) * p.x_stride; }, p.rows,
-      p.norm, memory, [&](int o, int r, const float(&value)[1]) { put(p, s, r, o, value[0]); });
+      RowNorm(), memory, [&](int o, int r, const float(&value)[1]) { put(p, s, r, o, value[0]); });
 }
 
 template <bool TENSOR, Storage W>

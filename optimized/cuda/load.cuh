@@ -41,9 +41,7 @@ struct Quantised {
   }
 };
 
-/// An element of a matrix in rows.
-__device__ inline float load(const float* x) { return *x; }
-__device__ inline float load(const __nv_bfloat16* x) { return __bfloat162float(*x); }
+/// An element of an array that is not in panels.
 __device__ inline float load(const void* data, Storage storage, std::int64_t at) {
   return storage == Storage::f32 ? static_cast<const float*>(data)[at]
                                  : __bfloat162float(static_cast<const __nv_bfloat16*>(data)[at]);

@@ -159,7 +159,6 @@ Run linear(Setup& s) {
                        .x_stride = m.in,
                        .rows = static_cast<int>(s.p["x"].dim(0)),
                        .pick = nullptr,
-                       .norm = {},
                        .rounds = s.rounds() && s.p.op != "gate",
                        .adds = false,
                        .segment_count = 1,
@@ -232,7 +231,6 @@ Run attention(Setup& s) {
   AttentionParams p{.batch = static_cast<int>(call.batch),
                     .tokens = static_cast<int>(call.tokens),
                     .past = s.past(),
-                    .most = static_cast<int>(call.total),
                     .heads = static_cast<int>(q1.dim(1)),
                     .key_heads = static_cast<int>(s.p["k1"].dim(1)),
                     .q1 = s.f32("q1"),
@@ -248,7 +246,6 @@ Run attention(Setup& s) {
                     .mask_batch = 0,
                     .mask_token = 0,
                     .all_masked = nullptr,
-                    .rounds = s.rounds(),
                     .splits = 1,
                     .arrived = nullptr,
                     .partial = nullptr,
@@ -256,7 +253,7 @@ Run attention(Setup& s) {
   int device = 0, processors = 1;
   DSV2_CUDA(cudaGetDevice(&device));
   DSV2_CUDA(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
-  p.splits = attention_splits(p.batch, p.tokens, p.heads, p.key_heads, p.most, processors);
+  p.splits = attention_splits(p.batch, p.tokens, p.heads, p.key_heads, static_cast<int>(call.total), processors);
   p.partial = s.allocate<float>(attention_partial_size(p));
   const int arrivals = attention_arrivals(p.batch, p.tokens, p.heads, p.key_heads);
   p.arrived = s.allocate<int>(arrivals);

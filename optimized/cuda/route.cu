@@ -33,6 +33,11 @@ __global__ void __launch_bounds__(kProductThreads<W>, kProductBlocks<ROWS>) rout
 
 }  // namespace
 
+bool route_fits(int rows, int experts, int groups) {
+  constexpr int kSharedFloats = 7 * 1024;  // beside the product's, within the 48 KiB that every device gives
+  return std::min(rows, kRowWarps) * (experts + groups) <= kSharedFloats;
+}
+
 void route(const RouteParams& p, cudaStream_t stream) {
   const auto launch = [&](auto w) {
     constexpr Storage W = decltype(w)::value;

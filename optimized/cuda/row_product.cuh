@@ -48,7 +48,7 @@ __device__ void stage(float* staged, RowOf row_of, int rows, int first, int widt
 }
 
 /// 1 / sqrt(mean(x^2) + eps) of each row, a warp a row; with a barrier at the end.
-template <int ROWS, class RowOf>
+template <class RowOf>
 __device__ void norm_scales(float* scales, RowOf row_of, int rows, int width, float eps) {
   for (int r = threadIdx.x / kWarp; r < rows; r += blockDim.x / kWarp) {
     const float* x = row_of(r);
@@ -165,7 +165,7 @@ __device__ void product(const Matrix (&m)[MATRICES], int first, RowOf row_of, in
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, width = m[0].in;
   constexpr bool kInRows = W == Storage::f32 || W == Storage::bf16;
   constexpr int kSums = kInRows ? kOutPerWarp * MATRICES : MATRICES;
-  if (norm.weight != nullptr) norm_scales<ROWS>(scales, row_of, rows, width, norm.eps);
+  if (norm.weight != nullptr) norm_scales(scales, row_of, rows, width, norm.eps);
   float sums[kSums][ROWS] = {};
   for (int c = 0; c < width; c += kStagedColumns<ROWS>) {
     if (c > 0) __syncthreads();  // all have read what is overwritten now
