@@ -222,7 +222,6 @@ class DecoderBench::Work {
   static constexpr int kRedraws = 8;  // of tokens that rounding sends to other experts (tiny models: one step in 200)
   // A decode step is over before the threads that slept while the oracle ran are awake: the quickest of a few counts.
   static constexpr int kProfiledSteps = 3;
-  static constexpr int kRoofRetries = 5;  // of limits that a busy machine may have shown too low
 
   /// One more step, by op; of several of one record the quickest is kept. Never among the samples: being watched makes
   /// it slower.
@@ -401,15 +400,8 @@ class DecoderBench::Work {
     if (distinct_) fewest = static_cast<double>(bench_.config_.num_experts_per_tok);
     const Bytes least = cost(bench_.config_, workload(S, T, fewest)).bytes;
     const int threads = bench_.options_.threads;
-    const auto too_fast = [&](const MachineLimits& limits) {
-      return faster_than_roof(record_.median_ns(), c.flops, least, bench_.options_.dtype, limits,
-                              machine().cache_bytes);
-    };
-    auto why = too_fast(bench_.limits_.of(threads));
-    if (why) {
-      for (int i = 0; i < kRoofRetries && why; ++i) why = too_fast(bench_.limits_.again(threads));
-      reset_peak_memory();  // of what measuring took
-    }
+    auto why = faster_than_roof(record_.median_ns(), c.flops, least, bench_.options_.dtype, bench_.limits_, threads,
+                                machine().cache_bytes);
     if (why) record_.add(failed("time", std::move(*why)));
     const Roof roof = roof_above(record_.median_ns(), c.flops, c.bytes, bench_.options_.dtype, bench_.limits_, threads);
     record_.share_of_roof = roof.ns / record_.median_ns();

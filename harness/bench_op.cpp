@@ -25,7 +25,7 @@ Record bench_op(OpRun& run, const Backend& backend, const Options& options, cons
   if (r.samples_ns.empty()) return r;
   r.conditions = beside.finish();
   const DType arithmetic = parse_dtype(r.dtype).value_or(DType::f32);
-  if (auto why = faster_than_roof(r.median_ns(), *r.flops, *r.bytes, arithmetic, limits.of(options.threads),
+  if (auto why = faster_than_roof(r.median_ns(), *r.flops, *r.bytes, arithmetic, limits, options.threads,
                                   machine().cache_bytes)) {
     Comparison c;
     c.name = "time";

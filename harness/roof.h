@@ -44,8 +44,13 @@ inline constexpr double kRoofTolerance = 1.1;
 std::optional<std::string> faster_than_roof(double ns, double flops, const Bytes& bytes, DType arithmetic,
                                             const MachineLimits& limits, std::optional<std::int64_t> cache_bytes);
 
-/// roof() under the limits of `threads`. Where the run would be above it, the limits were measured in a busy moment:
-/// they are measured again, up to five times.
+/// The same under the limits of `threads`. A run beyond them may show that they were measured in a busy moment: they
+/// are measured again, up to five times, before it is refused.
+std::optional<std::string> faster_than_roof(double ns, double flops, const Bytes& bytes, DType arithmetic,
+                                            MeasuredLimits& limits, int threads,
+                                            std::optional<std::int64_t> cache_bytes);
+
+/// roof() under the limits of `threads`, measured again in the same way where the run would be above it.
 Roof roof_above(double ns, double flops, const Bytes& bytes, DType arithmetic, MeasuredLimits& limits, int threads);
 
 }  // namespace dsv2::harness

@@ -406,6 +406,19 @@ TEST(DecoderBench, FasterThanTheRoofFails) {
   EXPECT_GT(measured, 2) << "a low roof is measured again before a record is failed for it";
 }
 
+TEST(FasterThanRoof, LimitsOfABusyMomentAreMeasuredAgain) {
+  int measured = 0;
+  MeasuredLimits limits(
+      [&](int) { return MachineLimits{.read_bandwidth_gb_s = 1e6, .peak_f32_gflop_s = ++measured < 3 ? 1.0 : 100.0}; });
+  const auto why = [&](double gflop_s) {
+    return faster_than_roof(1000, gflop_s * 1000, {}, DType::f32, limits, 1, std::nullopt);
+  };
+  EXPECT_EQ(why(50), std::nullopt);
+  EXPECT_EQ(measured, 3);
+  EXPECT_NE(why(200), std::nullopt);
+  EXPECT_EQ(measured, 8) << "and a run that is beyond them all the same is refused";
+}
+
 TEST(Machine, FlushingTouchesMoreThanTheCaches) {
   flush_caches(2);
   EXPECT_GE(resident_memory_bytes(), 2 * machine().cache_bytes.value_or(0));
