@@ -2,6 +2,7 @@
 include(FetchContent)
 find_package(OpenMP REQUIRED COMPONENTS CXX)
 find_package(Threads REQUIRED)
+find_package(PNG 1.6 REQUIRED)
 
 set(FETCHCONTENT_TRY_FIND_PACKAGE_MODE OPT_IN)
 FetchContent_Declare(Eigen3 GIT_REPOSITORY https://gitlab.com/libeigen/eigen.git GIT_TAG 3.4.0 FIND_PACKAGE_ARGS 3.4 NO_MODULE)

@@ -12,6 +12,7 @@
 #include "harness/flags.h"
 #include "harness/memory_needs.h"
 #include "harness/modelled.h"
+#include "harness/ocr_bench.h"
 #include "harness/outputs.h"
 #include "harness/pinning.h"
 #include "harness/ranges.h"
@@ -29,6 +30,7 @@ struct BenchFlags {
   ModelFlags model;
   BackendFlags backend;
   std::vector<std::string> dtypes, ops;
+  std::string task;
   std::string prompt = "512", depth, batch = "1", noise, filter;
   std::int64_t generate = 64;
   std::optional<std::int64_t> repetitions, min_samples;
@@ -286,8 +288,34 @@ void prepare_simulators(const BenchFlags& flags) {
   if (any) count_on_simulator(flags.device);
 }
 
+/// --task ocr: pictures of text, on the models of golden/tiny_ocr or that of --model.
+int run_task(const BenchFlags& flags) {
+  Report report = start_report(flags);
+  report.seed = std::nullopt;  // nothing is drawn
+  std::vector<Options> every;
+  for (const std::string& dtype :
+       flags.dtypes.empty() ? std::vector<std::string>{"f32", "bf16", "int8", "int4"} : flags.dtypes)
+    for (const Options& o : flags.backend.every_options(dtype)) every.push_back(o);
+  const OcrPlaces places = ocr_places(default_golden_folder(), flags.model.model(), {});
+  for (const std::filesystem::path& sets : places.sets)
+    report.records = run_ocr_task(places.models, sets, flags.backend.backends(), every, load_weights, bench_ocr);
+  flags.outputs.write(report.to_json());
+  std::ostream& out = flags.outputs.text();
+  out << machine().cpu << ", " << machine().isa << ", " << report.threads << " threads\n\n";
+  print_ocr_speeds(report.records, out);
+  if (const std::string files = flags.outputs.files(); !files.empty()) out << '\n' << files << '\n';
+  const ExitCode code = report.exit_code();
+  if (code == ExitCode::nothing_checked) std::cerr << "dsv2: nothing was measured\n";
+  return static_cast<int>(code);
+}
+
 int run(const BenchFlags& flags) {
   prepare_simulators(flags);
+  if (!flags.task.empty()) {
+    DSV2_CHECK(flags.ops.empty() && (!flags.model.given() || !flags.model.random()),
+               "--task: expected alone or with --model, found --op or --preset");
+    return run_task(flags);
+  }
   if (!flags.ops.empty()) return run_ops(flags);
   const Config config = flags.model.config();
   bench_options(flags);  // bad values are refused before anything takes time
@@ -340,6 +368,11 @@ void add_bench(CLI::App& app, ExitCode& code) {
                                     "Single ops instead, at real widths or those of --filter: " + known_ops() + "; all")
                         ->delimiter(',')
                         ->allow_extra_args(false);
+  sub->add_option(
+         "--task", flags->task,
+         "ocr: instead, held-out pictures of text on the models of golden/tiny_ocr (or --model): tokens/s, n-gram "
+         "lookup, experts used")
+      ->check(CLI::IsMember({"ocr"}));
   sub->add_option("--prompt", flags->prompt,
                   "Tokens of a prefill; lists and ranges: 128,512 or 1-8*2 (default 512; 0: none)");
   sub->add_option("--generate", flags->generate, "Decode steps in one repetition (default 64; 0: none)")

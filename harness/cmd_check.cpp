@@ -12,6 +12,7 @@
 #include "harness/flags.h"
 #include "harness/golden_case.h"
 #include "harness/metamorphic.h"
+#include "harness/ocr_task.h"
 #include "harness/outputs.h"
 #include "harness/report.h"
 #include "harness/run_case.h"
@@ -27,6 +28,7 @@ struct CheckFlags {
   std::vector<std::string> paths;
   BackendFlags backend;
   std::vector<std::string> dtypes, ops;
+  std::string task;
   ModelFlags model;
   std::string filter;
   OutputFlags outputs;
@@ -184,6 +186,23 @@ int run_metamorphic(const CheckFlags& flags) {
   return finish(report);
 }
 
+/// --task ocr: what the models of golden/tiny_ocr, or that of --model, read of held-out pictures.
+int run_task(const CheckFlags& flags) {
+  std::vector<Options> every;
+  for (const std::string& dtype : flags.dtypes) every.push_back(flags.backend.options(dtype));
+  Report report;
+  report.argv = command_line();
+  report.threads = flags.backend.thread_count();
+  const OcrPlaces places = ocr_places(default_golden_folder(), flags.model.model(), flags.paths);
+  for (const fs::path& sets : places.sets)
+    for (Record& r : run_ocr_task(places.models, sets, flags.backend.backends(), every, load_weights, check_ocr))
+      report.records.push_back(std::move(r));
+  flags.outputs.write(report.to_json());
+  std::ostream& out = flags.outputs.text();
+  print_ocr(report.records, flags.verbose, out);
+  return conclude(flags, report, out);
+}
+
 /// --bisect: a record and a table for each case (or the model), dtype and backend, and one line at the end.
 int run_bisect(const CheckFlags& flags) {
   Report report;
@@ -285,6 +304,11 @@ void add_check(CLI::App& app, ExitCode& code) {
   sub->add_option("--op", flags->ops, "Single ops instead, on drawn inputs: " + known_ops() + "; all")
       ->delimiter(',')
       ->allow_extra_args(false);
+  sub->add_option(
+         "--task", flags->task,
+         "ocr: character errors of the models of golden/tiny_ocr (or --model) on held-out pictures; a path is a "
+         "folder of such sets (default dtypes: all; backend: cpu)")
+      ->check(CLI::IsMember({"ocr"}));
   sub->add_option("--filter", flags->filter, "Only cases and entries whose name matches this regular expression");
   flags->outputs.add_to(*sub);
   sub->add_flag("--no-taps", flags->no_taps, "Leave out the comparison of each op alone");
@@ -302,7 +326,16 @@ void add_check(CLI::App& app, ExitCode& code) {
     DSV2_CHECK(
         flags->ops.empty() || (!flags->bisect && !flags->metamorphic && !flags->model.given() && flags->paths.empty()),
         "--op: expected without a path, --model, --preset, --bisect and --metamorphic, found one of them");
+    DSV2_CHECK(flags->ops.empty() || flags->task.empty(), "--op, --task: expected one of them, found both");
     if (!flags->ops.empty()) return void(code = static_cast<ExitCode>(run_ops(*flags)));
+    if (!flags->task.empty()) {
+      DSV2_CHECK(!flags->bisect && !flags->metamorphic,
+                 "--task: expected without --bisect and --metamorphic, found one");
+      DSV2_CHECK(!flags->model.given() || !flags->model.random(), "--task: expected --model, found --preset");
+      if (flags->dtypes.empty()) flags->dtypes = {"f32", "bf16", "int8", "int4"};
+      if (sub->count("--backend") == 0) flags->backend.leave_out("reference");
+      return void(code = static_cast<ExitCode>(run_task(*flags)));
+    }
     if (flags->model.given()) flags->dtypes = flags->model.dtypes(flags->dtypes, flags->model.config(), "f32");
     if (flags->dtypes.empty()) flags->dtypes.emplace_back("f32");
     DSV2_CHECK(!flags->model.given() || flags->bisect || flags->metamorphic,

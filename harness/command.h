@@ -30,6 +30,7 @@ void add_init(CLI::App& app, ExitCode& code);
 void add_inspect(CLI::App& app, ExitCode& code);
 void add_quality(CLI::App& app, ExitCode& code);
 void add_quantize(CLI::App& app, ExitCode& code);
+void add_read(CLI::App& app, ExitCode& code);
 void add_selftest(CLI::App& app, ExitCode& code);
 void add_report(CLI::App& app, ExitCode& code);
 void add_sim(CLI::App& app, ExitCode& code);

@@ -116,17 +116,19 @@ std::vector<std::string> ModelFlags::dtypes(const std::vector<std::string>& flag
   return flag;
 }
 
+std::shared_ptr<const Weights> load_weights(const std::string& model, const Config& config, DType dtype) {
+  auto stored = [&] {
+    ProgressLine progress("load");
+    return Weights::load(model, config, nullptr, tensors_on(progress));
+  }();
+  const bool as_stored = dtype == DType::f32 || is_quantised(stored->layers.front().self_attn.o_proj.weight.dtype);
+  if (as_stored) return stored;
+  ProgressLine progress(concat(is_quantised(dtype) ? "quantise to " : "round to ", name(dtype)));
+  return Weights::rounded(stored, config, dtype, tensors_on(progress));
+}
+
 std::shared_ptr<const Weights> ModelFlags::weights(const Config& config, DType dtype) const {
-  if (!model_.empty()) {
-    auto stored = [&] {
-      ProgressLine progress("load");
-      return Weights::load(model_, config, nullptr, tensors_on(progress));
-    }();
-    const bool as_stored = dtype == DType::f32 || is_quantised(stored->layers.front().self_attn.o_proj.weight.dtype);
-    if (as_stored) return stored;
-    ProgressLine progress(concat(is_quantised(dtype) ? "quantise to " : "round to ", name(dtype)));
-    return Weights::rounded(stored, config, dtype, tensors_on(progress));
-  }
+  if (!model_.empty()) return load_weights(model_, config, dtype);
   ProgressLine progress("draw weights");
   return Weights::random(config, seed_, dtype, tensors_on(progress));
 }

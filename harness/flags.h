@@ -62,6 +62,9 @@ class ModelFlags {
   std::uint64_t seed_ = 1;
 };
 
+/// The checkpoint in folder `model`, rounded to `dtype` where that is lower than what is stored.
+std::shared_ptr<const Weights> load_weights(const std::string& model, const Config& config, DType dtype);
+
 /// For a command that writes a checkpoint: `out` is made if missing. Throws Error naming it when it is no folder, is
 /// not empty and not to be overwritten (`force`), or has no room for `bytes`.
 void require_checkpoint_folder(const std::filesystem::path& out, bool force, double bytes);

@@ -131,6 +131,7 @@ Generation generate(Decoder& decoder, OwnedInput prompt, const GenerateOptions& 
       result.prefill_ns = ns;
     else
       result.step_ns.push_back(ns);
+    if (options.on_logits) options.on_logits(out.logits.view());
     std::vector<std::int64_t> ids;
     for (std::int64_t b = 0; b < B; ++b) {
       const auto row = static_cast<std::size_t>(b);

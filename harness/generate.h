@@ -36,6 +36,7 @@ struct GenerateOptions {
   std::int64_t no_repeat_ngram = 0;  ///< n: no n-gram occurs twice; 0: off
   std::int64_t window = 0;           ///< ... within this many last tokens; 0: all
   std::function<void(std::int64_t step, const std::vector<std::int64_t>& ids)> on_step = {};  ///< as each token comes
+  std::function<void(const TensorView& logits)> on_logits = {};  ///< [B,1,V] of each step, before it
 };
 
 struct Generation {

@@ -27,6 +27,7 @@ int main(int argc, char** argv) {
   dsv2::harness::add_quality(app, code);
   dsv2::harness::add_inspect(app, code);
   dsv2::harness::add_generate(app, code);
+  dsv2::harness::add_read(app, code);
   dsv2::harness::add_dump(app, code);
   dsv2::harness::add_backends(app, code);
   dsv2::harness::add_selftest(app, code);

@@ -125,6 +125,7 @@ Json Record::to_json() const {
   j["reason"] = text_or_null(reason);
   j["coverage"] = text_or_null(coverage);
   if (!modelled.is_null()) j["modelled"] = modelled;
+  if (!ocr.is_null()) j["ocr"] = ocr;
   j["compared"] = compared;
   j["budget_used"] = compared ? finite_or_null(budget_used) : Json(nullptr);
   j["worst"] = text_or_null(worst);

@@ -69,6 +69,7 @@ struct Record {
   std::string reason;                 ///< empty when passed
   std::string coverage;               ///< what was compared with what
   Json modelled = nullptr;            ///< of a simulated backend, instead of samples (harness/modelled.h)
+  Json ocr = nullptr;                 ///< of --task ocr: what was read (harness/ocr_task.h)
   std::int64_t compared = 0;          ///< tensors compared
   double budget_used = 0;             ///< worst share of any bound
   std::string worst;                  ///< the tensor with that share
