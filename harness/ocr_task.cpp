@@ -97,8 +97,8 @@ bool is_tied(const OcrAnswers& answers, std::size_t picture, const std::vector<R
   const std::span<const float> row{answers.logits[picture].data() + at * V, V};
   double largest = 1;
   for (const float x : row) largest = std::max(largest, std::abs(static_cast<double>(x)));
-  const double behind = row[static_cast<std::size_t>(want[at])] - row[static_cast<std::size_t>(got[at].id)];
-  return behind <= 2 * kLogitBound * largest;
+  const double apart = row[static_cast<std::size_t>(want[at])] - row[static_cast<std::size_t>(got[at].id)];
+  return std::abs(apart) <= 2 * kLogitBound * largest;
 }
 
 std::vector<std::string> torch_texts(const OcrAnswers& answers, const OcrProcessor& processor) {

@@ -133,7 +133,7 @@ INSTANTIATE_TEST_SUITE_P(
                       Kind{"grey_alpha", PNG_COLOR_TYPE_GRAY_ALPHA, 8}, Kind{"palette", PNG_COLOR_TYPE_PALETTE, 8},
                       Kind{"rgb", PNG_COLOR_TYPE_RGB, 8, false, 1}, Kind{"rgb16", PNG_COLOR_TYPE_RGB, 16, false, 1},
                       Kind{"rgb_alpha", PNG_COLOR_TYPE_RGB_ALPHA, 8, true, 1}),
-    [](const auto& info) { return std::string(info.param.name); });
+    [](const auto& kind) { return std::string(kind.param.name); });
 
 TEST_F(PngFile, WhatIsTransparentLiesOnWhite) {
   const Kind kind{"grey_alpha", PNG_COLOR_TYPE_GRAY_ALPHA, 8};
