@@ -14,6 +14,11 @@ constexpr std::size_t kKib = 1024, kMib = 1024 * kKib, kGib = 1024 * kMib;
 // Capability" (columns 8.0, 8.9, 9.0, 12.0). Of shared memory 1 KiB a block is the system's, so that a block may ask
 // for 1 KiB less than a multiprocessor has.
 
+// Latency: chains of dependent loads beyond L2, at 125 MB and up. github.com/te42kyfo/gpu-benches: A100 80GB
+// (cuda-latency, 572 cycles at 1.41 GHz), H100 PCIe (gpu-latency, 650 at 1.755 GHz), L40, the RTX 4090's chip
+// (gpu-latency, 631 at 2.49 GHz). The RTX 5090 has that of the RTX 5080 (arXiv:2507.10789, 877 cycles at 2.617 GHz),
+// the H200 that of the H100.
+
 // NVIDIA H100 Tensor Core GPU Architecture whitepaper v1.04, tables 1 to 3 (SXM5; dense figures); H100 datasheet.
 constexpr DeviceModel kH100{.name = "h100",
                             .marketing = "NVIDIA H100 80GB HBM3",
@@ -22,6 +27,7 @@ constexpr DeviceModel kH100{.name = "h100",
                             .multiprocessors = 132,
                             .memory_bytes = 80 * kGib,
                             .bandwidth_gb_s = 3350,
+                            .latency_ns = 370,
                             .l2_bytes = 50 * kMib,
                             .clock_khz = 1'980'000,
                             .shared_per_block_optin = 227 * kKib,
@@ -52,6 +58,7 @@ constexpr std::array kModels = {
                 .multiprocessors = 108,
                 .memory_bytes = 80 * kGib,
                 .bandwidth_gb_s = 2039,
+                .latency_ns = 406,
                 .l2_bytes = 40 * kMib,
                 .clock_khz = 1'410'000,
                 .shared_per_block_optin = 163 * kKib,
@@ -72,6 +79,7 @@ constexpr std::array kModels = {
                 .multiprocessors = 128,
                 .memory_bytes = 24 * kGib,
                 .bandwidth_gb_s = 1008,
+                .latency_ns = 253,
                 .l2_bytes = 72 * kMib,
                 .clock_khz = 2'520'000,
                 .shared_per_block_optin = 99 * kKib,
@@ -90,6 +98,7 @@ constexpr std::array kModels = {
                 .multiprocessors = 170,
                 .memory_bytes = 32 * kGib,
                 .bandwidth_gb_s = 1792,
+                .latency_ns = 335,
                 .l2_bytes = 96 * kMib,
                 .clock_khz = 2'407'000,
                 .shared_per_block_optin = 99 * kKib,

@@ -17,6 +17,7 @@ struct DeviceModel {
   int multiprocessors = 0;
   std::size_t memory_bytes = 0;
   double bandwidth_gb_s = 0;  ///< DRAM, 1e9 bytes a second
+  double latency_ns = 0;      ///< of a load from idle DRAM, measured by others; under load it takes longer
   std::size_t l2_bytes = 0;
   int clock_khz = 0;                         ///< boost
   std::size_t shared_per_block = 48 * 1024;  ///< without asking

@@ -67,10 +67,42 @@ std::string_view as_text(std::span<const std::byte> bytes) {
   return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
 }
 
+/// What an entry holds, and how many bytes it is once decompressed.
+struct Payload {
+  bool zstd = false;
+  std::span<const std::byte> bytes;
+  std::uint64_t size = 0;
+};
+
+Payload read_payload(const Reader& reader, const Entry& entry, const char* what) {
+  const std::size_t at = entry.at;
+  Payload out;
+  out.zstd = (reader.read<std::uint32_t>(at + 40, "flags") & EntryFlag::zstd) != 0;
+  const auto compressed = reader.read<std::uint32_t>(at + 16, "compressed size");
+  DSV2_CHECK(!out.zstd || compressed <= entry.payload_bytes, "fat binary: the ", what, " entry at ", at, " says ",
+             compressed, " compressed bytes of a payload of ", entry.payload_bytes);
+  out.bytes = reader.slice(at + entry.header_bytes, out.zstd ? compressed : entry.payload_bytes, what);
+  out.size = out.zstd ? reader.read<std::uint64_t>(at + 56, "uncompressed size") : out.bytes.size();
+  DSV2_CHECK(out.size <= kLargestText, "fat binary: the ", what, " entry at ", at, " says ", out.size,
+             " bytes, expected at most ", kLargestText);
+  return out;
+}
+
+void decompress(std::span<const std::byte> payload, std::span<std::byte> out, const std::string& what) {
+  const std::size_t got = ZSTD_decompress(out.data(), out.size(), payload.data(), payload.size());
+  DSV2_CHECK(!ZSTD_isError(got), "fat binary: ", what, ": zstd: ", ZSTD_getErrorName(got));
+  DSV2_CHECK(got == out.size(), "fat binary: ", what, " decompresses to ", got, " bytes, expected ", out.size());
+}
+
+MachineCode read_machine_code(const Reader& reader, const Entry& entry) {
+  const Payload payload = read_payload(reader, entry, "machine code");
+  return {static_cast<int>(reader.read<std::uint32_t>(entry.at + 28, "architecture")), payload.zstd, payload.size,
+          payload.bytes};
+}
+
 PtxImage read_ptx(const Reader& reader, const Entry& entry) {
   const std::size_t at = entry.at;
   const auto flags = reader.read<std::uint32_t>(at + 40, "flags");
-  const auto compressed = reader.read<std::uint32_t>(at + 16, "compressed size");
   const auto name_at = reader.read<std::uint32_t>(at + 32, "name offset");
   const auto name_bytes = reader.read<std::uint32_t>(at + 36, "name size");
   DSV2_CHECK((flags & EntryFlag::lz4) == 0, "fat binary: the PTX entry at ", at,
@@ -84,17 +116,10 @@ PtxImage read_ptx(const Reader& reader, const Entry& entry) {
   image.zstd = (flags & EntryFlag::zstd) != 0;
   if (name_bytes > 0 && std::uint64_t{name_at} + name_bytes <= entry.header_bytes)
     image.source = as_text(reader.slice(at + name_at, name_bytes, "the name of an entry"));
-  if (image.zstd) {
-    DSV2_CHECK(compressed <= entry.payload_bytes, "fat binary: the PTX entry at ", at, " says ", compressed,
-               " compressed bytes of a payload of ", entry.payload_bytes);
-    image.payload = reader.slice(at + entry.header_bytes, compressed, "compressed PTX");
-    image.text_bytes = reader.read<std::uint64_t>(at + 56, "uncompressed size");
-    DSV2_CHECK(image.text_bytes <= kLargestText, "fat binary: the PTX entry at ", at, " says ", image.text_bytes,
-               " bytes of text, expected at most ", kLargestText);
-  } else {
-    image.payload = reader.slice(at + entry.header_bytes, entry.payload_bytes, "PTX");
-    image.text_bytes = as_text(image.payload).substr(0, as_text(image.payload).find('\0')).size();
-  }
+  const Payload payload = read_payload(reader, entry, "PTX");
+  image.payload = payload.bytes;
+  image.text_bytes =
+      payload.zstd ? payload.size : as_text(payload.bytes).substr(0, as_text(payload.bytes).find('\0')).size();
   return image;
 }
 
@@ -103,12 +128,25 @@ PtxImage read_ptx(const Reader& reader, const Entry& entry) {
 std::string PtxImage::text() const {
   if (!zstd) return std::string(as_text(payload.first(text_bytes)));
   std::string out(text_bytes, '\0');
-  const std::size_t got = ZSTD_decompress(out.data(), out.size(), payload.data(), payload.size());
-  DSV2_CHECK(!ZSTD_isError(got), "fat binary: PTX of compute_", capability, ": zstd: ", ZSTD_getErrorName(got));
-  DSV2_CHECK(got == out.size(), "fat binary: PTX of compute_", capability, " decompresses to ", got,
-             " bytes, expected ", out.size());
+  decompress(payload, std::as_writable_bytes(std::span(out)), dsv2::concat("PTX of compute_", capability));
   while (!out.empty() && out.back() == '\0') out.pop_back();
   return out;
+}
+
+std::vector<std::byte> MachineCode::image() const {
+  if (!zstd) return {payload.begin(), payload.end()};
+  std::vector<std::byte> out(image_bytes);
+  decompress(payload, out, dsv2::concat("machine code of sm_", capability));
+  return out;
+}
+
+const MachineCode* FatBinary::nearest_machine_code(const DeviceModel& device) const {
+  const MachineCode* best = nullptr;
+  for (const MachineCode& code : machine_code)
+    if (best == nullptr || (code.capability <= device.capability && code.capability > best->capability) ||
+        (best->capability > device.capability && code.capability <= device.capability))
+      best = &code;
+  return best;
 }
 
 const PtxImage* FatBinary::choose(const DeviceModel& device) const {
@@ -129,7 +167,7 @@ std::string FatBinary::describe() const {
     out +=
         dsv2::concat(&image == ptx.data() ? " " : ", ", "compute_", image.capability, image.arch_specific ? "a" : "");
   for (std::size_t i = 0; i < machine_code.size(); ++i)
-    out += dsv2::concat(i == 0 ? "; machine code of " : ", ", "sm_", machine_code[i]);
+    out += dsv2::concat(i == 0 ? "; machine code of " : ", ", "sm_", machine_code[i].capability);
   return out;
 }
 
@@ -154,8 +192,7 @@ FatBinary read_fat_binary(std::span<const std::byte> container) {
   for (std::size_t at = header; at < bytes;) {
     const Entry entry = read_entry(reader, at);
     if (entry.kind == EntryKind::ptx) out.ptx.push_back(read_ptx(reader, entry));
-    if (entry.kind == EntryKind::machine_code)
-      out.machine_code.push_back(static_cast<int>(reader.read<std::uint32_t>(at + 28, "architecture")));
+    if (entry.kind == EntryKind::machine_code) out.machine_code.push_back(read_machine_code(reader, entry));
     at += entry.header_bytes + entry.payload_bytes;
   }
   return out;

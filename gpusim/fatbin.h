@@ -27,12 +27,26 @@ struct PtxImage {
   std::string text() const;
 };
 
+/// One entry of machine code, which is not run here: what it says of its kernels is read (cubin.h).
+struct MachineCode {
+  int capability = 0;  ///< 80 for sm_80
+  bool zstd = false;
+  std::uint64_t image_bytes = 0;  ///< once decompressed
+  std::span<const std::byte> payload;
+
+  /// The ELF image. Throws dsv2::Error when it does not decompress to `image_bytes`.
+  std::vector<std::byte> image() const;
+};
+
 struct FatBinary {
   std::vector<PtxImage> ptx;
-  std::vector<int> machine_code;  ///< capabilities of the compiled images (sm_XX), which are not run here
+  std::vector<MachineCode> machine_code;
 
   /// The image of the highest architecture that `device` runs; null when there is none.
   const PtxImage* choose(const DeviceModel& device) const;
+  /// The machine code nearest to the device's own: of the highest capability up to its own, else the first; null when
+  /// there is none.
+  const MachineCode* nearest_machine_code(const DeviceModel& device) const;
   /// "PTX of compute_80, compute_90a; machine code of sm_90": for messages.
   std::string describe() const;
 };

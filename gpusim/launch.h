@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "gpusim/counts.h"
+#include "gpusim/cubin.h"
 #include "gpusim/device_model.h"
 #include "gpusim/finding.h"
 #include "gpusim/memory.h"
@@ -54,10 +55,12 @@ struct KernelInfo {
   std::vector<std::size_t> parameter_sizes;
   std::size_t parameter_bytes = 0;
   std::size_t static_shared_bytes = 0;
-  std::size_t local_bytes = 0;           ///< a thread
-  int registers = 0;                     ///< 32-bit registers live at once at most: an estimate, ptxas decides
-  int max_threads = 1024;                ///< .maxntid, else 1024
-  Dim3 cluster = {0, 0, 0};              ///< .reqnctapercluster, zeros where none is asked for
+  std::size_t local_bytes = 0;  ///< a thread
+  int registers = 0;            ///< a thread: ptxas's where there is machine code, else what is live at once at most
+  int machine_code = 0;         ///< 80 where sm_80 has said registers and stack_bytes; 0: nobody
+  std::size_t stack_bytes = 0;  ///< a thread, as CompiledKernel has it
+  int max_threads = 1024;       ///< .maxntid, else 1024
+  Dim3 cluster = {0, 0, 0};     ///< .reqnctapercluster, zeros where none is asked for
   std::vector<std::string> unsupported;  ///< instructions that would be refused when reached, with source lines
 };
 
@@ -68,7 +71,9 @@ class Module {
   /// Throws dsv2::Error with the line of PTX that it does not understand.
   static std::unique_ptr<Module> load(std::string_view ptx, DeviceMemory& memory);
   /// One module of several texts that were compiled apart; at least one.
-  static std::unique_ptr<Module> link(std::span<const std::string> texts, DeviceMemory& memory);
+  /// `compiled`: what ptxas made of its kernels, where that is known.
+  static std::unique_ptr<Module> link(std::span<const std::string> texts, DeviceMemory& memory,
+                                      CompiledKernels compiled = {});
   virtual ~Module() = default;
   virtual std::vector<std::string> kernels() const = 0;
   /// Null when the module has no such kernel. Throws dsv2::Error when its code cannot be lowered.
@@ -109,6 +114,7 @@ struct LaunchResult {
   std::vector<Finding> findings;
   Counts counts;                     ///< zeros unless Settings::counts
   std::vector<LineCounts> lines;     ///< empty unless Settings::counts
+  double warp_bytes_in_flight = 0;   ///< that a warp has outstanding where it loads, mean over the bytes loaded; counts
   std::vector<MemoryRange> loaded;   ///< bytes of global memory that were read, merged, by address
   std::vector<MemoryRange> stored;   ///< the same, written
   std::vector<MemoryRange> atomics;  ///< the same, accessed atomically

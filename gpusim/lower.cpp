@@ -2375,6 +2375,7 @@ class Lowering {
     std::vector<int> live_at_entry;
     for (const auto& [special, reg] : special_registers_) live_at_entry.push_back(reg);
     find_product_hazards(*program_, uses_, successors);
+    find_bytes_in_flight(*program_, uses_, successors);
     const RegisterAllocation allocation = allocate_registers(uses_, units, successors, live_at_entry);
 
     // Predicates first, one word each; the lanes' registers behind them.

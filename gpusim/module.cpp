@@ -28,7 +28,8 @@ struct Kernel {
 
 class LoadedModule final : public Module {
  public:
-  LoadedModule(std::unique_ptr<ptx::Module> tree, DeviceMemory& memory) : tree_(std::move(tree)), memory_(memory) {
+  LoadedModule(std::unique_ptr<ptx::Module> tree, DeviceMemory& memory, CompiledKernels compiled = {})
+      : tree_(std::move(tree)), memory_(memory), compiled_(std::move(compiled)) {
     for (const auto& [name, variable] : tree_->variables) place(name, variable);
     for (const auto& function : tree_->functions) {
       for (const ptx::Variable& variable : function->variables) place(function->name + "::" + variable.name, variable);
@@ -110,6 +111,12 @@ class LoadedModule final : public Module {
     if (function == nullptr || !function->entry || !function->defined) return nullptr;
     Kernel made;
     made.program = lower(*tree_, *function, symbols_);
+    if (const auto known = compiled_.find(name); known != compiled_.end()) {
+      KernelInfo& info = made.program->info;
+      info.machine_code = known->second.capability;
+      info.registers = known->second.registers;
+      info.stack_bytes = known->second.stack_bytes;
+    }
     return &kernels_.emplace(std::string(name), std::move(made)).first->second;
   }
 
@@ -118,6 +125,7 @@ class LoadedModule final : public Module {
   std::map<std::string, ModuleVariable, std::less<>> variables_;
   SymbolTable symbols_;
   std::map<std::string, Kernel, std::less<>> kernels_;
+  CompiledKernels compiled_;
   std::mutex mutex_;
 };
 
@@ -530,6 +538,7 @@ class LaunchRun {
     std::map<std::pair<std::string, int>, Counts> lines;
     std::int64_t warps = 0;
     std::int64_t lanes = 0;
+    double loaded = 0;
     for (std::size_t at = 0; at < program().code.size(); ++at) {
       for (const Machine& machine : machines_) {
         warps += machine.warp_entries[at];
@@ -540,12 +549,18 @@ class LaunchRun {
       const Counts counts =
           instruction_counts(at, static_cast<std::uint64_t>(warps), static_cast<std::uint64_t>(lanes));
       result.counts += counts;
+      if (const std::uint32_t window = program().in_flight[at]; window != 0) {
+        const auto bytes = static_cast<double>(counts.global_load_bytes);
+        loaded += bytes;
+        result.warp_bytes_in_flight += bytes * window;
+      }
       const SourcePlace from = place(static_cast<std::uint32_t>(at));
       lines[{from.file, from.line}] += counts;
     }
     for (const auto& [key, counts] : lines) {
       result.lines.push_back({.place = {.file = key.first, .line = key.second, .ptx = {}}, .counts = counts});
     }
+    if (loaded > 0) result.warp_bytes_in_flight /= loaded;
     for (const Machine& machine : machines_) result.counts.barriers += machine.barriers;
     result.counts.distinct_load_sectors = count_sectors(0);
     result.counts.distinct_store_sectors = count_sectors(1);
@@ -621,10 +636,11 @@ std::unique_ptr<Module> Module::load(std::string_view ptx, DeviceMemory& memory)
   return std::make_unique<LoadedModule>(ptx::parse(ptx), memory);
 }
 
-std::unique_ptr<Module> Module::link(std::span<const std::string> texts, DeviceMemory& memory) {
+std::unique_ptr<Module> Module::link(std::span<const std::string> texts, DeviceMemory& memory,
+                                     CompiledKernels compiled) {
   std::vector<std::unique_ptr<ptx::Module>> trees;
   for (const std::string& text : texts) trees.push_back(ptx::parse(text));
-  return std::make_unique<LoadedModule>(ptx::link(std::move(trees)), memory);
+  return std::make_unique<LoadedModule>(ptx::link(std::move(trees)), memory, std::move(compiled));
 }
 
 LaunchResult launch(Module& module, std::string_view kernel, const LaunchConfig& config, DeviceMemory& memory,

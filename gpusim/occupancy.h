@@ -12,7 +12,7 @@ namespace gpusim {
 inline constexpr std::size_t kReservedSharedBytes = 1024;
 
 /// Blocks of `threads` threads and `dynamic_shared_bytes` that are resident on one multiprocessor; 0 when not even one
-/// fits. Registers are the estimate of KernelInfo, so a bound by registers is one too.
+/// fits. Registers are those of KernelInfo: where they are an estimate, a bound by registers is one too.
 int resident_blocks(const DeviceModel& device, const KernelInfo& kernel, int threads, std::size_t dynamic_shared_bytes);
 
 /// Dynamic shared memory that is left to each block when `blocks` of them shall be resident; 0 when they cannot be.

@@ -232,6 +232,9 @@ struct Program {
   bool named_barriers = false;  ///< barriers of a part of the block: races are tracked warp by warp
   /// Instructions that may touch registers of a matrix product under way: by index, the products' lists, a bit each.
   std::map<std::uint32_t, std::uint64_t> product_touches;
+  /// By instruction: of a load from global memory, the bytes that a warp has outstanding at most in the straight line
+  /// of code that it stands in; 0 for all others.
+  std::vector<std::uint32_t> in_flight;
 };
 
 /// Addresses that the module's symbols have got.
@@ -262,6 +265,14 @@ struct RegisterAllocation {
 RegisterAllocation allocate_registers(const std::vector<RegisterUse>& code, const std::vector<int>& register_units,
                                       const std::vector<std::vector<int>>& successors,
                                       const std::vector<int>& live_at_entry);
+
+/// Whether a straight line of code begins at an instruction; one more entry than there are instructions.
+std::vector<bool> block_leaders(const std::vector<std::vector<int>>& successors);
+
+/// Fills Program::in_flight. The order is that of the PTX: ptxas may move loads further ahead. Bulk copies, whose size
+/// is not known before they run, are left out.
+void find_bytes_in_flight(Program& program, const std::vector<RegisterUse>& uses,
+                          const std::vector<std::vector<int>>& successors);
 
 /// Registers that are live when control comes to each of `points`, instructions of `code`.
 std::vector<std::vector<int>> live_registers(const std::vector<RegisterUse>& code, std::size_t registers,

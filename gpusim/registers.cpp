@@ -55,14 +55,7 @@ struct Block {
 
 std::vector<Block> find_blocks(const std::vector<std::vector<int>>& successors, std::size_t registers) {
   const std::size_t count = successors.size();
-  std::vector<bool> leads(count + 1, false);
-  leads[0] = true;
-  for (std::size_t i = 0; i < count; ++i) {
-    const auto& next = successors[i];
-    if (next.size() == 1 && next[0] == static_cast<int>(i) + 1) continue;
-    leads[i + 1] = true;
-    for (const int target : next) leads[static_cast<std::size_t>(target)] = true;
-  }
+  const std::vector<bool> leads = block_leaders(successors);
   std::vector<int> block_of(count + 1, -1);
   std::vector<Block> blocks;
   for (std::size_t i = 0; i < count; ++i) {
@@ -167,6 +160,19 @@ class Units {
 };
 
 }  // namespace
+
+std::vector<bool> block_leaders(const std::vector<std::vector<int>>& successors) {
+  const std::size_t count = successors.size();
+  std::vector<bool> leads(count + 1, false);
+  leads[0] = true;
+  for (std::size_t i = 0; i < count; ++i) {
+    const auto& next = successors[i];
+    if (next.size() == 1 && next[0] == static_cast<int>(i) + 1) continue;
+    leads[i + 1] = true;
+    for (const int target : next) leads[static_cast<std::size_t>(target)] = true;
+  }
+  return leads;
+}
 
 std::vector<std::vector<int>> live_registers(const std::vector<RegisterUse>& code, std::size_t registers,
                                              const std::vector<std::vector<int>>& successors,

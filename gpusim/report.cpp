@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "gpusim/occupancy.h"
 #include "model/error.h"
 
 namespace gpusim {
@@ -74,6 +75,35 @@ Json to_json(const Counts& counts) {
   for (const FlopName& flop : kFlopNames)
     out["flops"][std::string(flop.name)] = counts.flops[static_cast<std::size_t>(flop.type)];
   return out;
+}
+
+LaunchShape shape_of(const LaunchConfig& config, const Counts& counts) {
+  return {config.grid.count(), static_cast<int>(config.block.count()), config.dynamic_shared_bytes,
+          counts.distinct_load_sectors + counts.distinct_store_sectors, counts.flops};
+}
+
+int warps_of(const LaunchShape& shape) { return (shape.threads + 31) / 32; }
+
+/// Of the whole device, at once.
+double resident_warps(const DeviceModel& device, const LaunchShape& shape, int resident_blocks) {
+  const double most = static_cast<double>(resident_blocks) * device.multiprocessors;
+  return std::min(static_cast<double>(shape.blocks), most) * warps_of(shape);
+}
+
+Json to_json(const DeviceModel& device, const LaunchShape& shape, const SameLaunches& same) {
+  Counts counts;
+  counts.flops = shape.flops;
+  const auto flops = [&](FlopType type) { return shape.flops[static_cast<std::size_t>(type)]; };
+  return {{"launches", same.launches},
+          {"blocks", shape.blocks},
+          {"threads_per_block", shape.threads},
+          {"dynamic_shared_bytes", shape.dynamic_shared_bytes},
+          {"resident_blocks", same.resident_blocks},
+          {"occupancy", 32.0 * same.resident_blocks * warps_of(shape) / device.threads_per_multiprocessor},
+          {"bytes_in_flight", same.bytes_in_flight},
+          {"distinct_bytes", kSectorBytes * static_cast<double>(shape.distinct_sectors)},
+          {"tensor_us", least_time(device, counts).tensor_us},
+          {"other_flops", flops(FlopType::f32) + flops(FlopType::f64) + flops(FlopType::f16) + flops(FlopType::bf16)}};
 }
 
 Json to_json(const SourcePlace& place) { return {{"file", place.file}, {"line", place.line}, {"ptx", place.ptx}}; }
@@ -199,20 +229,29 @@ LeastTime least_time(const DeviceModel& device, const Counts& counts) {
                         flops(FlopType::tensor_tf32) / device.dense_tf32_tflop_s +
                         (flops(FlopType::tensor_int8) + flops(FlopType::tensor_fp8)) / device.dense_int8_top_s;
   const double plain = flops(FlopType::f32) / device.f32_tflop_s;
-  out.compute_us = std::max(tensor, plain) / 1e12 * 1e6;  // the two run side by side
+  out.tensor_us = tensor / 1e12 * 1e6;
+  out.compute_us = std::max(out.tensor_us, plain / 1e12 * 1e6);  // the two run side by side
   return out;
 }
 
 Report::Report(const DeviceModel& device, const Environment& environment)
     : device_(device), environment_(environment) {}
 
-void Report::add(std::string_view kernel, const LaunchConfig& config, const LaunchResult& result) {
-  KernelRecord& record = kernels_[demangled(kernel)];
-  ++record.launches;
+void Report::add(const KernelInfo& kernel, const LaunchConfig& config, const LaunchResult& result) {
+  KernelRecord& record = kernels_[demangled(kernel.name)];
+  if (record.launches++ == 0) record.info = kernel;
   record.blocks += config.grid.count();
   record.threads += config.grid.count() * config.block.count();
   record.seconds += result.seconds;
   record.counts += result.counts;
+  if (environment_.settings.counts) {
+    const LaunchShape shape = shape_of(config, result.counts);
+    SameLaunches& same = record.shapes[shape];
+    if (same.launches++ == 0) {
+      same.resident_blocks = resident_blocks(device_, kernel, shape.threads, shape.dynamic_shared_bytes);
+      same.bytes_in_flight = result.warp_bytes_in_flight * resident_warps(device_, shape, same.resident_blocks);
+    }
+  }
   for (const LineCounts& line : result.lines) record.lines[{line.place.file, line.place.line}] += line.counts;
   for (const Finding& finding : result.findings) add(finding);
 }
@@ -264,14 +303,16 @@ void Report::write_text(std::ostream& out) const {
   out << "gpusim: " << counted(errors, "error") << ", " << counted(findings_.size() - errors, "warning") << '\n';
 }
 
-std::string Report::json() const {
+std::string Report::json(bool by_line) const {
   Json out = {{"schema", "gpusim-report"},
               {"version", kReportVersion},
               {"device",
                {{"name", device_.name},
                 {"marketing", device_.marketing},
                 {"capability", device_.capability},
+                {"multiprocessors", device_.multiprocessors},
                 {"bandwidth_gb_s", device_.bandwidth_gb_s},
+                {"latency_ns", device_.latency_ns},
                 {"dense_bf16_tflop_s", device_.dense_bf16_tflop_s},
                 {"f32_tflop_s", device_.f32_tflop_s}}}};
   for (const CheckName& check : check_names())
@@ -284,14 +325,21 @@ std::string Report::json() const {
                   {"launches", kernel.launches},
                   {"blocks", kernel.blocks},
                   {"threads", kernel.threads},
-                  {"simulation_s", kernel.seconds}};
+                  {"simulation_s", kernel.seconds},
+                  {"registers", kernel.info.registers},
+                  {"machine_code", kernel.info.machine_code},
+                  {"stack_bytes", kernel.info.stack_bytes},
+                  {"static_shared_bytes", kernel.info.static_shared_bytes}};
     if (environment_.settings.counts) {
+      entry["shapes"] = Json::array();
+      for (const auto& [shape, same] : kernel.shapes) entry["shapes"].push_back(to_json(device_, shape, same));
       entry["counts"] = to_json(kernel.counts);
       const LeastTime least = least_time(device_, kernel.counts);
       entry["least_time_us"] = {{"memory", least.memory_us}, {"compute", least.compute_us}};
-      entry["lines"] = Json::array();
+      if (by_line) entry["lines"] = Json::array();
       for (const auto& [place, counts] : kernel.lines)
-        entry["lines"].push_back({{"file", place.first}, {"line", place.second}, {"counts", to_json(counts)}});
+        if (by_line)
+          entry["lines"].push_back({{"file", place.first}, {"line", place.second}, {"counts", to_json(counts)}});
     }
     out["kernels"].push_back(std::move(entry));
   }

@@ -1,6 +1,8 @@
 // What a run found and counted, by kernel: as text on stderr, and as JSON.
 #pragma once
 
+#include <array>
+#include <compare>
 #include <cstdint>
 #include <iosfwd>
 #include <map>
@@ -17,14 +19,31 @@ namespace gpusim {
 /// Version of the JSON: raised when a field changes its meaning or goes.
 inline constexpr int kReportVersion = 1;
 
+/// What launches of one kernel have in common that take the same time.
+struct LaunchShape {
+  std::uint64_t blocks = 0;
+  int threads = 0;  ///< a block
+  std::size_t dynamic_shared_bytes = 0;
+  std::uint64_t distinct_sectors = 0;  ///< as in Counts, loads and stores
+  std::array<std::uint64_t, kFlopTypes> flops = {};
+  auto operator<=>(const LaunchShape&) const = default;
+};
+struct SameLaunches {
+  std::uint64_t launches = 0;
+  int resident_blocks = 0;     ///< that a multiprocessor holds at once
+  double bytes_in_flight = 0;  ///< that the warps resident on the device may have outstanding
+};
+
 /// All launches of one kernel.
 struct KernelRecord {
+  KernelInfo info;
   std::uint64_t launches = 0;
   std::uint64_t blocks = 0;
   std::uint64_t threads = 0;
   double seconds = 0;  ///< of simulation
   Counts counts;
   std::map<std::pair<std::string, int>, Counts> lines;  ///< by file and line
+  std::map<LaunchShape, SameLaunches> shapes;           ///< where launches are counted
 };
 
 /// Collects; not thread-safe: the runtime holds its lock.
@@ -32,8 +51,8 @@ class Report {
  public:
   Report(const DeviceModel& device, const Environment& environment);
 
-  /// Adds a launch and what it found. `kernel` may be mangled.
-  void add(std::string_view kernel, const LaunchConfig& config, const LaunchResult& result);
+  /// Adds a launch and what it found. The kernel's name may be mangled.
+  void add(const KernelInfo& kernel, const LaunchConfig& config, const LaunchResult& result);
   /// Merges with what was found before of the same kind at the same place; the first of it is told on stderr at once,
   /// as a program may not live to its end.
   void add(const Finding& finding);
@@ -45,8 +64,8 @@ class Report {
   bool fired() const;
 
   void write_text(std::ostream& out) const;
-  /// One JSON object, indented, ending in a newline.
-  std::string json() const;
+  /// One JSON object, indented, ending in a newline; without the counts of each line where `by_line` is false.
+  std::string json(bool by_line = true) const;
 
  private:
   using Key = std::tuple<FindingKind, std::string, std::string, int, std::string, std::string>;
@@ -65,7 +84,8 @@ std::string demangled(std::string_view name);
 /// FLOPs at its peaks. A bound, no prediction.
 struct LeastTime {
   double memory_us = 0;
-  double compute_us = 0;
+  double tensor_us = 0;   ///< each type of tensor FLOPs at its dense peak
+  double compute_us = 0;  ///< tensor_us, or the FLOPs of f32 where they take longer
 };
 LeastTime least_time(const DeviceModel& device, const Counts& counts);
 

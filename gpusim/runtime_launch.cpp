@@ -172,11 +172,14 @@ void run_launch(State& state, const PreparedLaunch& prepared, Accesses& accesses
   config.heap_bytes = device_limit(cudaLimitMallocHeapSize);
   const std::string& name = prepared.kernel->name;
   LaunchResult result;
+  const KernelInfo* info = nullptr;
   try {
     Settings settings = state.environment.settings;
     // Of use only where something can race with it: another stream, or the host in pinned memory.
     settings.touched = settings.checks.streams && (state.scheduler.has_streams() || !state.pinned_flags.empty());
-    result = launch(state.load(*prepared.kernel->image), name, config, state.memory, state.device, settings);
+    Module& module = state.load(*prepared.kernel->image);
+    info = module.kernel(name);
+    result = launch(module, name, config, state.memory, state.device, settings);
   } catch (const dsv2::Error& error) {
     Finding finding;
     finding.kind = FindingKind::unsupported;
@@ -189,7 +192,7 @@ void run_launch(State& state, const PreparedLaunch& prepared, Accesses& accesses
   // What the first launch has made is destroyed before the handlers that were there before it run.
   static const bool registered = (drain_at_exit(), true);
   static_cast<void>(registered);
-  state.report.add(name, config, result);
+  state.report.add(*info, config, result);
   accesses.reads = shortened(std::move(result.loaded));
   accesses.writes = shortened(std::move(result.stored));
   accesses.atomics = shortened(std::move(result.atomics));

@@ -17,10 +17,13 @@ struct Wrapper {
 constexpr std::int32_t kWrapperMagic = 0x466243B1;
 constexpr std::int32_t kLinkedVersion = 2;
 
-/// The PTX of a container that the device runs; its origin is added to `origin`, for messages.
-std::string choose_text(const std::byte* container, const DeviceModel& device, std::string& origin) {
+FatBinary read(const std::byte* container) {
   if (container == nullptr) refuse(cudaErrorInvalidKernelImage, "the program registered a broken fat binary");
-  const FatBinary binary = read_fat_binary({container, fat_binary_bytes(container)});
+  return read_fat_binary({container, fat_binary_bytes(container)});
+}
+
+/// The PTX of a container that the device runs; its origin is added to `origin`, for messages.
+std::string choose_text(const FatBinary& binary, const DeviceModel& device, std::string& origin) {
   const PtxImage* image = binary.choose(device);
   if (image == nullptr)
     refuse(cudaErrorNoKernelImageForDevice, "the program holds ", binary.describe(), ", of which ", device.name,
@@ -30,14 +33,29 @@ std::string choose_text(const std::byte* container, const DeviceModel& device, s
   return image->text();
 }
 
+/// Adds what the machine code of a container says of its kernels. Nothing runs by it: what cannot be read is left out.
+void add_compiled(const FatBinary& binary, const DeviceModel& device, CompiledKernels& to) {
+  const MachineCode* const code = binary.nearest_machine_code(device);
+  if (code == nullptr) return;
+  try {
+    to.merge(read_cubin(code->image(), code->capability));
+  } catch (const dsv2::Error&) {
+  }
+}
+
 std::unique_ptr<Module> load_from(const std::vector<const std::byte*>& containers, const DeviceModel& device,
                                   DeviceMemory& memory) {
   try {
     std::vector<std::string> texts;
     std::string origin;
-    for (const std::byte* container : containers) texts.push_back(choose_text(container, device, origin));
+    CompiledKernels compiled;
+    for (const std::byte* container : containers) {
+      const FatBinary binary = read(container);
+      texts.push_back(choose_text(binary, device, origin));
+      add_compiled(binary, device, compiled);
+    }
     try {
-      return Module::link(texts, memory);
+      return Module::link(texts, memory, std::move(compiled));
     } catch (const dsv2::Error& error) {
       refuse(cudaErrorInvalidPtx, origin, ": ", error.what());
     }

@@ -167,5 +167,5 @@ void State::finish(int status) {
 std::string gpusim::report_so_far() {
   runtime::State& state = runtime::State::get();
   const std::lock_guard lock(state.mutex);
-  return state.report.json();
+  return state.report.json(false);
 }

@@ -37,6 +37,11 @@ struct Library {
   }
 };
 
+bool can_be_asked(Library& library) {
+  library.load();
+  return library.why.empty();
+}
+
 /// The functions of a library's row, which load it.
 template <Library& library>
 Backend loaded_on_demand(std::string_view name, std::string_view description, bool simulated) {
@@ -69,6 +74,16 @@ Backend loaded_on_demand(std::string_view name, std::string_view description, bo
             std::string json;
             if (library.profile) library.profile(&json);
             return json;
+          },
+          .copied_bytes = [](const Config& config, DType stored, const Options& options) -> std::int64_t {
+            return can_be_asked(library) ? library.row.copied_bytes(config, stored, options) : 0;
+          },
+          .buffer_bytes = [](const Config& config, const Options& options, std::int64_t batch, std::int64_t tokens,
+                             std::int64_t total) -> std::int64_t {
+            return can_be_asked(library) ? library.row.buffer_bytes(config, options, batch, tokens, total) : 0;
+          },
+          .free_device_bytes = []() -> std::int64_t {
+            return can_be_asked(library) ? library.row.free_device_bytes() : 0;
           }};
 }
 
@@ -83,6 +98,16 @@ std::span<const Backend> backends() {
       loaded_on_demand<cuda_sim_library>("cuda-sim", "the same CUDA objects, their PTX run on the CPU by gpusim",
                                          true)};
   return kBackends;
+}
+
+std::optional<std::string> why_not(const Backend& backend, const Config& config, const Options& options) {
+  if (auto why = backend.unavailable()) return why;
+  return backend.unsupported(config, options);
+}
+
+void require_runs(const Backend& backend, const Config& config, const Options& options) {
+  if (const auto why = backend.unavailable()) throw Unavailable(concat(backend.name, ": ", *why));
+  if (const auto why = backend.unsupported(config, options)) fail(backend.name, ": ", *why);
 }
 
 const Backend& find_backend(std::string_view name) {

@@ -1,10 +1,13 @@
 // The one table of backends.
 #pragma once
 
+#include <optional>
 #include <span>
+#include <string>
 #include <string_view>
 
 #include "model/decoder.h"
+#include "model/error.h"
 
 namespace dsv2::harness {
 
@@ -12,5 +15,16 @@ namespace dsv2::harness {
 std::span<const Backend> backends();
 /// Throws Error listing the known names.
 const Backend& find_backend(std::string_view name);
+
+/// Why `backend` cannot run this here: what the machine lacks, or the backend; nullopt: it can.
+std::optional<std::string> why_not(const Backend& backend, const Config& config, const Options& options);
+
+/// A known backend that this machine cannot run: `dsv2` exits with 4.
+class Unavailable : public Error {
+ public:
+  using Error::Error;
+};
+/// Throws Unavailable, or Error where the backend lacks what is asked for.
+void require_runs(const Backend& backend, const Config& config, const Options& options);
 
 }  // namespace dsv2::harness

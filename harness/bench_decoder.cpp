@@ -393,7 +393,12 @@ class DecoderBench::Work {
                                             row_.batch, context_of(row_, bench_.bench_.generate), longest_pass(row_));
     record_.resident_memory_bytes = resident_memory_bytes();
     record_.peak_memory_bytes = peak_memory_bytes();
-    if (!after_.empty()) record_.modelled = modelled(before_, after_, c.bytes);
+    if (!after_.empty()) {
+      record_.modelled = modelled(before_, after_, c.bytes);
+      record_.modelled["bars"] = bars(record_.modelled, {.decode = !row_.prompt,
+                                                         .tensor_cores = bench_.options_.dtype == DType::bf16,
+                                                         .layers = bench_.config_.num_hidden_layers});
+    }
     if (record_.samples_ns.empty()) return;
     // Timed runs route their own tokens: to be sure, the fewest experts that they can have read.
     std::optional<double> fewest;

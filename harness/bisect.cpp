@@ -8,6 +8,7 @@
 #include <random>
 #include <utility>
 
+#include "harness/backends.h"
 #include "harness/table.h"
 #include "harness/taps.h"
 #include "reference/backend.h"
@@ -334,8 +335,7 @@ Record bisect_record(const BisectWork& work, std::string_view backend, const Opt
 
 Bisected bisect_on(const Backend& backend, const BisectWork& work, const Options& options) {
   Bisected bisected;
-  std::optional<std::string> why = backend.unavailable();
-  if (!why) why = backend.unsupported(work.config, options);
+  std::optional<std::string> why = why_not(backend, work.config, options);
   if (backend.name == reference::backend().name) why = "the double reference is what the others are held against";
   if (!why) {
     try {

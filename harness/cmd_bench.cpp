@@ -5,6 +5,7 @@
 #include <regex>
 #include <set>
 
+#include "harness/backends.h"
 #include "harness/bench_decoder.h"
 #include "harness/bench_op.h"
 #include "harness/blocks.h"
@@ -37,7 +38,7 @@ struct BenchFlags {
   std::optional<double> time_budget;
   std::optional<std::string> relative_error;
   OutputFlags outputs;
-  bool list = false, pin = false, cold = false;
+  bool list = false, pin = false, cold = false, bars = false;
 };
 
 /// Rows of one decoder: one backend, one set of options.
@@ -110,6 +111,24 @@ std::vector<Group> plan(const BenchFlags& flags, const Config& config) {
   return groups;
 }
 
+void print_all_modelled(const std::vector<Record>& records, std::ostream& out) {
+  for (const Record& r : records) {
+    if (r.modelled.is_null()) continue;
+    out << '\n' << r.name << ", ";
+    print_modelled(r.modelled, out);
+  }
+}
+
+/// The report's exit code, but that of a wrong result where --bars asks for bars and one is missed.
+ExitCode exit_code(const BenchFlags& flags, const Report& report) {
+  const ExitCode code = report.exit_code();
+  if (code == ExitCode::nothing_checked) std::cerr << "dsv2: nothing was measured\n";
+  if (!flags.bars || code != ExitCode::passed) return code;
+  const bool met = std::all_of(report.records.begin(), report.records.end(),
+                               [](const Record& r) { return r.modelled.is_null() || all_met(r.modelled.at("bars")); });
+  return met ? code : ExitCode::wrong;
+}
+
 void print_table(const Report& report, std::ostream& out) {
   Table table({"backend", "dtype", "kv", "phase", "threads", "batch", "prompt", "depth", "tokens/s", "ms", "+-",
                "GFLOP/s", "GB/s", "of roof", "KV", "peak mem", "status", "budget"});
@@ -126,11 +145,7 @@ void print_table(const Report& report, std::ostream& out) {
                std::string(name(r.status)), percent(r.budget_used)});
   }
   table.print(out);
-  for (const Record& r : report.records) {
-    if (r.modelled.is_null()) continue;
-    out << '\n' << r.name << ", ";
-    print_modelled(r.modelled, out);
-  }
+  print_all_modelled(report.records, out);
   for (const Record& r : report.records)
     if (r.status != Status::passed) out << '\n' << name(r.status) << ": " << r.name << "\n  " << r.reason << '\n';
 }
@@ -140,7 +155,7 @@ template <class Groups>
 MemoryNeeds largest_needs(const BenchFlags& flags, const Config& config, Groups from, Groups to) {
   MemoryNeeds most;
   for (auto group = from; group != to; ++group) {
-    if (group->backend->unsupported(config, group->options)) continue;
+    if (why_not(*group->backend, config, group->options)) continue;
     const DType stored = flags.model.stored_dtype(config, group->options.dtype);
     for (const DecoderRow& row : group->rows) {
       MemoryNeeds needs = memory_needs(config, *group->backend, stored, group->options, row.batch,
@@ -172,7 +187,7 @@ void measure_all(const BenchFlags& flags, const Config& config, const std::vecto
       std::size_t row = 0;
       for (auto group = from; group != to; ++group) {
         std::unique_ptr<DecoderBench> decoder;
-        const auto why = group->backend->unsupported(config, group->options);
+        const auto why = why_not(*group->backend, config, group->options);
         if (!why) {
           if (!weights) weights = flags.model.weights(config, group->options.dtype);
           decoder = std::make_unique<DecoderBench>(config, *group->backend, weights, group->options, bench, limits);
@@ -195,7 +210,7 @@ void measure_all(const BenchFlags& flags, const Config& config, const std::vecto
 int list(const Config& config, const std::vector<Group>& groups) {
   bool any = false;
   for (const Group& g : groups) {
-    if (const auto why = g.backend->unsupported(config, g.options)) {
+    if (const auto why = why_not(*g.backend, config, g.options)) {
       std::cerr << "dsv2: left out: " << g.backend->name << ' ' << name(g.options.dtype) << ": " << *why << '\n';
       continue;
     }
@@ -216,6 +231,7 @@ void print_op_speeds(const std::vector<Record>& records, std::ostream& out) {
                std::string(name(r.status)), percent(r.budget_used)});
   }
   table.print(out);
+  print_all_modelled(records, out);
   for (const Record& r : records)
     if (r.status != Status::passed) out << '\n' << name(r.status) << ": " << r.name << "\n  " << r.reason << '\n';
 }
@@ -285,6 +301,7 @@ void prepare_simulators(const BenchFlags& flags) {
   bool any = false;
   for (const Backend* backend : flags.backend.backends()) any = any || backend->simulated;
   DSV2_CHECK(any || flags.device.empty(), "--device: a simulated backend has one (cuda-sim); found none");
+  DSV2_CHECK(any || !flags.bars, "--bars: a simulated backend is held to them (cuda-sim); found none");
   if (any) count_on_simulator(flags.device);
 }
 
@@ -343,9 +360,7 @@ int run(const BenchFlags& flags) {
       << fixed(l.peak_f32_gflop_s, 0) << " GFLOP/s\n\n";
   print_table(report, out);
   if (const std::string files = flags.outputs.files(); !files.empty()) out << '\n' << files << '\n';
-  const ExitCode code = report.exit_code();
-  if (code == ExitCode::nothing_checked) std::cerr << "dsv2: nothing was measured\n";
-  return static_cast<int>(code);
+  return static_cast<int>(exit_code(flags, report));
 }
 
 }  // namespace
@@ -358,6 +373,7 @@ void add_bench(CLI::App& app, ExitCode& code) {
   sub->add_option(
       "--device", flags->device,
       "cuda-sim: the device that is counted and modelled for: a100, h100, h200, rtx4090, rtx5090 (default h100)");
+  sub->add_flag("--bars", flags->bars, "cuda-sim: exit with 1 where a row misses one of the bars that it prints");
   sub->add_option("--dtype", flags->dtypes,
                   "Of matrices and their arithmetic: f32, bf16, int8, int4 (default: what a quantised checkpoint has, "
                   "else bf16; "
@@ -397,8 +413,8 @@ void add_bench(CLI::App& app, ExitCode& code) {
   flags->outputs.add_to(*sub);
   flags->outputs.add_other(*sub, "--trace", "One prefill and one decode step by op, for ui.perfetto.dev (-: stdout)");
   // An op case names its model and its shape; what it cannot take is refused, not ignored.
-  for (const char* other :
-       {"--model", "--preset", "--prompt", "--generate", "--depth", "--batch", "--kv-dtype", "--attention", "--trace"})
+  for (const char* other : {"--model", "--preset", "--prompt", "--generate", "--depth", "--batch", "--kv-dtype",
+                            "--attention", "--trace", "--bars"})
     op->excludes(sub->get_option(other));
   sub->callback([flags, &code] { code = static_cast<ExitCode>(run(*flags)); });
 }

@@ -9,6 +9,7 @@
 #include "harness/command.h"
 #include "harness/compare_runs.h"
 #include "harness/flags.h"
+#include "harness/modelled.h"
 #include "harness/process.h"
 #include "harness/table.h"
 #include "model/file.h"
@@ -23,6 +24,7 @@ struct CompareFlags {
   std::pair<std::string, std::string> binaries;  // A and B; a pair: CLI11 lets a vector eat the -- that follows
   std::string max_regression = "5%", filter, json, markdown;
   int rounds = 0;
+  bool modelled = false;
   std::optional<std::uint64_t> seed;
 };
 
@@ -181,6 +183,21 @@ int compare_files(const CompareFlags& flags) {
   return finish(flags, c, c.exit_code());
 }
 
+/// Nothing is judged: a model that is off says something of the model.
+int compare_with_model(const CompareFlags& flags) {
+  DSV2_CHECK(flags.words.size() == 2, "compare: expected two reports, MODELLED.json MEASURED.json, found ",
+             flags.words.size());
+  const Json rows = beside_measured(read_report(flags.words[0]), read_report(flags.words[1]));
+  if (!flags.json.empty()) write_output(flags.json, Json{{"argv", command_line()}, {"rows", rows}}.dump(1) + "\n");
+  if (rows.empty()) {
+    std::cerr << "dsv2: nothing was compared: no modelled record of " << flags.words[0] << " is in " << flags.words[1]
+              << '\n';
+    return static_cast<int>(ExitCode::nothing_checked);
+  }
+  print_beside_measured(rows, flags.json == "-" ? std::cerr : std::cout);
+  return static_cast<int>(ExitCode::passed);
+}
+
 int interleave(const CompareFlags& flags) {
   CompareOptions options = parse_options(flags);
   options.rules.rounds = true;
@@ -217,6 +234,8 @@ void add_compare(CLI::App& app, ExitCode& code) {
   sub->add_option("words", flags->words, "BASE.json NEW.json, as check or bench wrote them with --json");
   sub->add_option("--interleave", flags->binaries, "Run `bench` of two dsv2 binaries in turns, A as the base")
       ->allow_extra_args(false);
+  sub->add_flag("--modelled", flags->modelled, "BASE is of cuda-sim, NEW of a GPU: modelled times beside measured ones")
+      ->excludes("--interleave");
   sub->add_option("--rounds", flags->rounds, concat("Runs of each binary (default ", kRounds, "; at least 6)"))
       ->check(CLI::Range(6, 1000))
       ->needs("--interleave");
@@ -228,6 +247,10 @@ void add_compare(CLI::App& app, ExitCode& code) {
   sub->add_option("--markdown", flags->markdown, "Write a Markdown table here (-: stdout)");
   sub->callback([flags, &code] {
     DSV2_CHECK(flags->json != "-" || flags->markdown != "-", "compare: --json and --markdown cannot both go to stdout");
+    if (flags->modelled) {
+      code = static_cast<ExitCode>(compare_with_model(*flags));
+      return;
+    }
     code = static_cast<ExitCode>(flags->binaries.first.empty() ? compare_files(*flags) : interleave(*flags));
   });
 }

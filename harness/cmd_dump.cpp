@@ -1,6 +1,7 @@
 #include <CLI/CLI.hpp>
 #include <iostream>
 
+#include "harness/backends.h"
 #include "harness/command.h"
 #include "harness/flags.h"
 #include "harness/generate.h"
@@ -22,7 +23,7 @@ int run(const DumpFlags& flags) {
   const auto chosen = flags.backend.backends();
   DSV2_CHECK(chosen.size() == 1, "--backend: expected one to dump from, found ", chosen.size());
   const Options options = flags.backend.options(flags.model.dtype(flags.dtype, config, "f32"));
-  if (const auto why = chosen.front()->unsupported(config, options)) fail(*why);
+  require_runs(*chosen.front(), config, options);
   const auto decoder = chosen.front()->create(config, flags.model.weights(config, options.dtype), options);
   OwnedInput input;
   input.set("input_ids", Tensor::from<std::int64_t>(prompt, {1, static_cast<std::int64_t>(prompt.size())}));

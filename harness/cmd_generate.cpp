@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <iostream>
 
+#include "harness/backends.h"
 #include "harness/command.h"
 #include "harness/flags.h"
 #include "harness/generate.h"
@@ -27,7 +28,7 @@ int run(const GenerateFlags& flags) {
   DSV2_CHECK(chosen.size() == 1, "--backend: expected one to generate with, found ", chosen.size());
   const Backend& backend = *chosen.front();
   const Options options = flags.backend.options(flags.model.dtype(flags.dtype, config, "f32"));
-  if (const auto why = backend.unsupported(config, options)) fail(*why);
+  require_runs(backend, config, options);
   GenerateOptions wish;
   wish.max_new_tokens = flags.max_new_tokens;
   wish.eos_token_id = flags.eos.empty()     ? config.eos_token_id

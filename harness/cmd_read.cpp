@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <iostream>
 
+#include "harness/backends.h"
 #include "harness/command.h"
 #include "harness/flags.h"
 #include "harness/ocr.h"
@@ -61,12 +62,8 @@ int run(const ReadFlags& flags) {
   const auto chosen = flags.backend.backends();
   DSV2_CHECK(chosen.size() == 1, "--backend: expected one to read with, found ", chosen.size());
   const Backend& backend = *chosen.front();
-  if (const auto why = backend.unavailable()) {
-    std::cerr << "dsv2: " << backend.name << ": " << *why << '\n';
-    return static_cast<int>(ExitCode::nothing_checked);
-  }
   const Options options = flags.backend.options(flags.dtype);
-  if (const auto why = backend.unsupported(config, options)) fail(*why);
+  require_runs(backend, config, options);
   const std::vector<std::filesystem::path> files = picture_files(flags.pictures);
   const auto decoder = backend.create(config, load_weights(model, config, options.dtype), options);
 

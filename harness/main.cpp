@@ -3,6 +3,7 @@
 #include <new>
 #include <string>
 
+#include "harness/backends.h"
 #include "harness/command.h"
 #include "harness/interrupt.h"
 #include "harness/version.h"
@@ -39,6 +40,9 @@ int main(int argc, char** argv) {
   } catch (const std::bad_alloc&) {
     std::cerr << "dsv2: not enough memory\n";
     return static_cast<int>(ExitCode::bad_input);
+  } catch (const dsv2::harness::Unavailable& e) {
+    std::cerr << "dsv2: " << e.what() << '\n';
+    return static_cast<int>(ExitCode::nothing_checked);
   } catch (const std::exception& e) {
     std::cerr << "dsv2: " << e.what() << '\n';
     return static_cast<int>(ExitCode::bad_input);

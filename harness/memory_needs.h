@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string_view>
 
 #include "harness/json.h"
@@ -18,6 +19,8 @@ struct MemoryNeeds {
   std::int64_t kv = 0;      ///< of `batch` sequences of `context` tokens
   std::int64_t buffers = 0;   ///< that the backend's longest forward pass works in, where it says so
   std::int64_t checking = 0;  ///< while it is checked: the cache in f32 as it is handed over, and the oracle's
+  std::optional<std::int64_t> device_free = {};  ///< copies, kv and buffers are on a device that has so much free
+  bool device_is_host = false;                   ///< and that device is simulated: they take the host's memory, too
   std::int64_t total() const { return weights + copies + kv + buffers; }  ///< that stays
   Json to_json() const;
 };
@@ -27,7 +30,8 @@ struct MemoryNeeds {
 MemoryNeeds memory_needs(const Config& config, const Backend& backend, DType stored, const Options& options,
                          std::int64_t batch, std::int64_t context, std::int64_t tokens);
 
-/// Throws Error naming `model` and spelling out the sum when it exceeds the memory that is available.
+/// Throws Error naming `model` and spelling out the sum when it exceeds the memory that is available, first on the
+/// device, if there is one.
 void require_memory(const MemoryNeeds& needs, std::string_view model);
 
 }  // namespace dsv2::harness

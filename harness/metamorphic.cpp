@@ -8,6 +8,7 @@
 #include <random>
 #include <utility>
 
+#include "harness/backends.h"
 #include "harness/generate.h"
 #include "harness/table.h"
 #include "harness/taps.h"
@@ -634,8 +635,7 @@ Subject subject_of(const Backend& backend, std::string name, const Config& confi
             .make = backend.create,
             .independent = backend.name == "cpu",  // optimized/cpu/backend.h
             .no_expanded = std::nullopt,
-            .unable = backend.unavailable()};
-  if (!s.unable) s.unable = backend.unsupported(config, options);
+            .unable = why_not(backend, config, options)};
   Options expanded = options;
   expanded.mla_form = MlaForm::expanded;
   if (!s.unable) s.no_expanded = backend.unsupported(config, expanded);

@@ -6,6 +6,7 @@
 #include <numeric>
 #include <sstream>
 
+#include "harness/backends.h"
 #include "harness/statistics.h"
 #include "harness/table.h"
 #include "model/file.h"
@@ -311,8 +312,7 @@ std::vector<Record> run_ocr_task(const std::vector<fs::path>& models, const fs::
     for (const fs::path& folder : folders) loaded.push_back(OcrSet::load(folder, processor));
     for (const Options& options : every)
       for (const Backend* backend : backends) {
-        std::optional<std::string> why = backend->unavailable();
-        if (!why) why = backend->unsupported(config, options);
+        const std::optional<std::string> why = why_not(*backend, config, options);
         std::unique_ptr<Decoder> decoder;
         if (!why) decoder = backend->create(config, load(model.string(), config, options.dtype), options);
         for (const OcrSet& set : loaded) {

@@ -6,6 +6,7 @@
 #include <map>
 #include <optional>
 
+#include "harness/backends.h"
 #include "harness/generate.h"
 #include "harness/taps.h"
 #include "reference/backend.h"
@@ -501,7 +502,7 @@ std::vector<Record> run_case(const GoldenCase& golden, const Backend& backend, c
     blank.reason = "the double reference is what low precision is judged by here";
     return {blank};
   }
-  if (const auto why = backend.unsupported(golden.config, options.decoder)) {
+  if (const auto why = why_not(backend, golden.config, options.decoder)) {
     blank.reason = *why;
     return {blank};
   }

@@ -9,6 +9,7 @@
 
 #include "harness/flags.h"
 #include "harness/generate.h"
+#include "harness/modelled.h"
 #include "harness/op_memory.h"
 #include "harness/output_watch.h"
 #include "harness/table.h"
@@ -103,6 +104,10 @@ Record OpRun::on(const Backend& backend, const Options& given, const TimeOp& tim
   r.depth = c.past;
   r.seed = seed_;
   const Options options = op_options(c, backend, given);
+  if (const auto why = backend.unavailable()) {
+    r.reason = *why;
+    return r;
+  }
   const OpKernel* kernel = find_op(backend, c.op);
   if (!kernel) {
     r.reason = concat(backend.name, " does not compute ", c.op, " alone");
@@ -131,7 +136,17 @@ Record OpRun::on(const Backend& backend, const Options& given, const TimeOp& tim
     };
     check(0);
     const auto first = memory.take_outputs();
-    if (time && !backend.simulated && r.status == Status::passed) time_op(run, memory, time, r);
+    std::string before, after;
+    if (time && r.status == Status::passed) {
+      if (!backend.simulated) {
+        time_op(run, memory, time, r);
+      } else {
+        memory.restart();
+        before = backend.profile();
+        run();
+        after = backend.profile();
+      }
+    }
     check(1);
     for (const auto& [name, view] : memory.outputs()) {
       const Comparison again = compare_bits(name, view, first.at(name).view());
@@ -145,6 +160,7 @@ Record OpRun::on(const Backend& backend, const Options& given, const TimeOp& tim
     const OpCost price = op_cost(c, problem_);
     r.flops = price.flops;
     r.bytes = price.bytes;
+    if (!after.empty()) r.modelled = modelled(before, after, price.bytes);
     r.tokens = static_cast<double>(c.batch * c.tokens);
   } catch (const Error& e) {
     r.status = Status::error;

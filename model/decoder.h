@@ -104,6 +104,9 @@ struct Backend {
   /// in the cache, works in, at most; without what it returns. Null: not known.
   std::int64_t (*buffer_bytes)(const Config&, const Options&, std::int64_t batch, std::int64_t tokens,
                                std::int64_t total) = nullptr;
+  /// Bytes that are free on the device, where weights are copied to and caches and buffers lie: copied_bytes and
+  /// buffer_bytes are there. Null: it works in the host's memory.
+  std::int64_t (*free_device_bytes)() = nullptr;
 };
 
 /// A call as every backend sees it: checked, with the defaults filled in.

@@ -81,8 +81,10 @@ std::optional<std::int64_t> available_memory_bytes(const fs::path& root) {
   return least;
 }
 
-void require_memory(std::span<const MemoryPart> parts, std::string_view what) {
-  const auto available = available_memory_bytes();
+namespace {
+
+void require_within(std::span<const MemoryPart> parts, std::int64_t available, std::string_view what,
+                    std::string_view memory) {
   const auto gb = [](std::int64_t n) { return static_cast<double>(n) * 1e-9; };
   std::int64_t sum = 0;
   std::string spelled;
@@ -91,8 +93,18 @@ void require_memory(std::span<const MemoryPart> parts, std::string_view what) {
     sum += p.bytes;
     spelled += concat(spelled.empty() ? "" : " + ", gb(p.bytes), " GB for ", p.what);
   }
-  DSV2_CHECK(!available || sum <= *available, what, ": memory: expected at most ", gb(available.value_or(0)),
+  DSV2_CHECK(sum <= available, what, ": ", memory, ": expected at most ", gb(available),
              " GB, as are available, found ", spelled, " = ", gb(sum), " GB");
+}
+
+}  // namespace
+
+void require_memory(std::span<const MemoryPart> parts, std::string_view what) {
+  if (const auto available = available_memory_bytes()) require_within(parts, *available, what, "memory");
+}
+
+void require_device_memory(std::span<const MemoryPart> parts, std::int64_t free, std::string_view what) {
+  require_within(parts, free, what, "device memory");
 }
 
 void require_memory(std::int64_t bytes, std::string_view what) {

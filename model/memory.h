@@ -23,6 +23,8 @@ struct MemoryPart {
 };
 /// Throws Error naming `what`, the memory available and the sum that does not fit, part by part.
 void require_memory(std::span<const MemoryPart> parts, std::string_view what);
+/// The same of a device that has `free` bytes.
+void require_device_memory(std::span<const MemoryPart> parts, std::int64_t free, std::string_view what);
 
 /// Throws Error naming `what`, the bytes needed and the bytes available when they do not fit.
 void require_memory(std::int64_t bytes, std::string_view what);

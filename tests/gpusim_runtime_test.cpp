@@ -1,5 +1,6 @@
 // The host side of gpusim that needs no CUDA: fat binaries, device models, occupancy, the environment, streams and
 // their races, the report.
+#include <elf.h>
 #include <gtest/gtest.h>
 #include <zstd.h>
 
@@ -10,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "gpusim/cubin.h"
 #include "gpusim/device_model.h"
 #include "gpusim/environment.h"
 #include "gpusim/fatbin.h"
@@ -130,6 +132,70 @@ TEST(FatBinary, ChoosesTheHighestThatTheDeviceRuns) {
   EXPECT_EQ(chosen("h100"), &binary.ptx[2]);     // compute_90a is the H100's own
   EXPECT_EQ(chosen("rtx5090"), &binary.ptx[1]);  // and nobody else's
   EXPECT_EQ(binary.describe(), "PTX of compute_80, compute_90, compute_90a, compute_100; machine code of sm_90");
+}
+
+TEST(FatBinary, ChoosesTheNearestMachineCode) {
+  const auto capability = [](const char* device, std::vector<std::uint32_t> there) {
+    ContainerBuilder builder;
+    for (const std::uint32_t arch : there) builder.add({.kind = 2, .arch = arch});
+    const auto bytes = builder.build();
+    const FatBinary binary = read_fat_binary(bytes);
+    const MachineCode* code = binary.nearest_machine_code(device_model(device));
+    return code == nullptr ? 0 : code->capability;
+  };
+  EXPECT_EQ(capability("h100", {}), 0);
+  EXPECT_EQ(capability("h100", {80}), 80);
+  EXPECT_EQ(capability("h100", {120, 80, 86}), 86);
+  EXPECT_EQ(capability("h100", {80, 90, 100}), 90);
+  EXPECT_EQ(capability("a100", {90}), 90);
+}
+
+/// An image with .symtab, .nv.info and names, as ptxas lays them out.
+std::vector<std::byte> cubin(const std::string& kernel, std::uint32_t registers, std::uint32_t stack) {
+  const std::string strings = std::string("\0", 1) + kernel + '\0';
+  const std::string names = std::string("\0.strtab\0.symtab\0.nv.info\0", 27);
+  std::string out(sizeof(Elf64_Ehdr), '\0');
+  std::vector<Elf64_Shdr> sections(4);
+  const auto add = [&](std::size_t index, std::uint32_t name, std::uint32_t link, const std::string& body) {
+    sections[index].sh_name = name;
+    sections[index].sh_link = link;
+    sections[index].sh_offset = out.size();
+    sections[index].sh_size = body.size();
+    out += body;
+  };
+  std::vector<Elf64_Sym> symbols(2);
+  symbols[1].st_name = 1;
+  const std::uint32_t info[] = {0x00082f04, 1, registers, 0x00000103, 0x00081104, 1, stack};
+  add(1, 1, 0, names + strings);
+  add(2, 9, 1, {reinterpret_cast<const char*>(symbols.data()), sizeof(Elf64_Sym) * 2});
+  add(3, 17, 2, {reinterpret_cast<const char*>(info), sizeof info});
+  for (Elf64_Sym& symbol : symbols) symbol.st_name += static_cast<std::uint32_t>(names.size());
+  std::memcpy(out.data() + sections[2].sh_offset, symbols.data(), sizeof(Elf64_Sym) * 2);
+  Elf64_Ehdr header = {};
+  std::memcpy(header.e_ident, ELFMAG, SELFMAG);
+  header.e_ident[EI_CLASS] = ELFCLASS64;
+  header.e_shoff = out.size();
+  header.e_shnum = 4;
+  header.e_shstrndx = 1;
+  std::memcpy(out.data(), &header, sizeof header);
+  out.append(reinterpret_cast<const char*>(sections.data()), sizeof(Elf64_Shdr) * 4);
+  std::vector<std::byte> bytes(out.size());
+  std::memcpy(bytes.data(), out.data(), out.size());
+  return bytes;
+}
+
+TEST(Cubin, SaysRegistersAndStackOfEachKernel) {
+  const CompiledKernels kernels = read_cubin(cubin("_Z3addPfi", 40, 16), 86);
+  ASSERT_EQ(kernels.size(), 1u);
+  EXPECT_EQ(kernels.at("_Z3addPfi").registers, 40);
+  EXPECT_EQ(kernels.at("_Z3addPfi").stack_bytes, 16u);
+  EXPECT_EQ(kernels.at("_Z3addPfi").capability, 86);
+}
+
+TEST(Cubin, EveryTruncationIsAnError) {
+  const auto whole = cubin("_Z3addPfi", 40, 0);
+  for (std::size_t size = 0; size < whole.size(); ++size)
+    EXPECT_THROW(read_cubin(std::span(whole).first(size), 80), dsv2::Error) << size;
 }
 
 TEST(FatBinary, WithoutPtxThereIsNothingToChoose) {
@@ -482,6 +548,14 @@ LaunchResult counted_launch() {
   return result;
 }
 
+KernelInfo kernel_named(const char* name) {
+  KernelInfo kernel;
+  kernel.name = name;
+  kernel.registers = 64;
+  kernel.machine_code = 80;
+  return kernel;
+}
+
 TEST(ReportTest, AddsLaunchesOfAKernelUp) {
   Environment environment;
   environment.settings.counts = true;
@@ -489,8 +563,8 @@ TEST(ReportTest, AddsLaunchesOfAKernelUp) {
   LaunchConfig config;
   config.grid = {4, 1, 1};
   config.block = {64, 2, 1};
-  report.add("_Z3addPfi", config, counted_launch());
-  report.add("_Z3addPfi", config, counted_launch());
+  report.add(kernel_named("_Z3addPfi"), config, counted_launch());
+  report.add(kernel_named("_Z3addPfi"), config, counted_launch());
   const KernelRecord& kernel = report.kernels().at("add(float*, int)");
   EXPECT_EQ(kernel.launches, 2u);
   EXPECT_EQ(kernel.blocks, 8u);
@@ -504,6 +578,34 @@ TEST(ReportTest, AddsLaunchesOfAKernelUp) {
   EXPECT_TRUE(holds(text.str(), "50.0 % of lanes active"));
   EXPECT_TRUE(holds(text.str(), "f32 133.8 M (133800000)"));
   EXPECT_TRUE(holds(text.str(), "no less than  2 us on h100, by arithmetic"));
+}
+
+TEST(ReportTest, TellsLaunchesApartThatTakeOtherTimes) {
+  Environment environment;
+  environment.settings.counts = true;
+  Report report(device_model("h100"), environment);
+  LaunchConfig config;
+  config.grid = {132 * 20, 1, 1};
+  config.block = {128, 1, 1};
+  LaunchResult result = counted_launch();
+  result.warp_bytes_in_flight = 2048;
+  report.add(kernel_named("k"), config, result);
+  report.add(kernel_named("k"), config, result);
+  config.grid = {3, 1, 1};
+  report.add(kernel_named("k"), config, result);
+  const auto kernel = nlohmann::json::parse(report.json())["kernels"].at(0);
+  EXPECT_EQ(kernel["registers"], 64);
+  EXPECT_EQ(kernel["machine_code"], 80);
+  ASSERT_EQ(kernel["shapes"].size(), 2u);
+  const auto &few = kernel["shapes"].at(0), &many = kernel["shapes"].at(1);
+  EXPECT_EQ(many["launches"], 2);
+  EXPECT_EQ(many["distinct_bytes"], 50 * 32);
+  EXPECT_EQ(many["other_flops"], 66'900'000);
+  EXPECT_EQ(many["resident_blocks"], 8);  // 64 registers x 128 threads: 8 of 65536
+  EXPECT_EQ(many["occupancy"], 0.5);
+  EXPECT_EQ(many["bytes_in_flight"], 2048.0 * 4 * 8 * 132);
+  EXPECT_EQ(few["launches"], 1);
+  EXPECT_EQ(few["bytes_in_flight"], 2048.0 * 4 * 3);  // no more blocks than there are
 }
 
 TEST(ReportTest, LeastTimeIsThatOfMemoryOrArithmetic) {
@@ -542,7 +644,7 @@ TEST(ReportTest, JsonHoldsKernelsAndFindings) {
   Report report(device_model("a100"), environment);
   LaunchResult result = counted_launch();
   result.findings.push_back(out_of_bounds("add(float*, int)", 3));
-  report.add("_Z3addPfi", {}, result);
+  report.add(kernel_named("_Z3addPfi"), {}, result);
   const auto json = nlohmann::json::parse(report.json());
   EXPECT_EQ(json["schema"], "gpusim-report");
   EXPECT_EQ(json["version"], kReportVersion);

@@ -1,6 +1,7 @@
 // A block a row. Of equal values the lowest index wins, in each thread, each warp, and the block.
 #include <cmath>
 
+#include "optimized/cuda/availability.h"
 #include "optimized/cuda/device.h"
 #include "optimized/cuda/kernels.h"
 #include "optimized/cuda/load.cuh"
@@ -33,6 +34,11 @@ __global__ void __launch_bounds__(kThreads) argmax_kernel(ArgmaxParams p) {
 }
 
 }  // namespace
+
+cudaError_t kernel_image() {
+  cudaFuncAttributes attributes;
+  return cudaFuncGetAttributes(&attributes, argmax_kernel);
+}
 
 void argmax(const ArgmaxParams& p, cudaStream_t stream) {
   argmax_kernel<<<static_cast<unsigned>(p.rows), kThreads, 0, stream>>>(p);

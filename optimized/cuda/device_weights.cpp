@@ -81,6 +81,16 @@ DeviceWeights::DeviceWeights(const Weights& w, const Stream& stream) {
   copy(stream);
 }
 
+std::int64_t DeviceWeights::bytes_for(const Config& config, DType stored) {
+  std::int64_t sum = kAlignment;
+  Weights none;
+  for_each_tensor(config, none, [&](const std::string& name, const Shape& shape, const TensorView&) {
+    const bool wide = is_kept(name, shape) || (is_quantised(stored) && name.find(".kv_b_proj.") != name.npos);
+    sum += aligned(device_bytes(shape, wide ? Storage::f32 : storage_of(stored)));
+  });
+  return sum;
+}
+
 std::int64_t DeviceWeights::place(const TensorView& from, Storage storage) {
   const std::int64_t offset = planned_bytes_ + kAlignment;  // no array lies at offset 0, which is null
   copies_.push_back({from, storage, offset});

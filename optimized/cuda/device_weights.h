@@ -46,6 +46,8 @@ class DeviceWeights {
   std::vector<DeviceLayer> layers;
 
   std::int64_t bytes() const { return memory_.bytes(); }
+  /// What a model takes whose matrices are stored in `stored`, at most: of every tensor that `config` implies.
+  static std::int64_t bytes_for(const Config& config, DType stored);
 
  private:
   /// What is to be copied where.
