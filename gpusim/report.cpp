@@ -270,6 +270,13 @@ void Report::add(const Finding& finding) {
   std::cerr << "gpusim: " << to_string(finding) << std::endl;
 }
 
+std::vector<std::string> Report::new_findings() {
+  std::vector<std::string> lines;
+  for (; given_ < findings_.size(); ++given_)
+    if (!findings_[given_].warning) lines.push_back(to_string(findings_[given_]));
+  return lines;
+}
+
 bool Report::fired() const {
   return std::any_of(findings_.begin(), findings_.end(), [](const Finding& finding) { return !finding.warning; });
 }

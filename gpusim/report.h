@@ -60,6 +60,8 @@ class Report {
   /// In the order in which they were first found.
   const std::vector<Finding>& findings() const { return findings_; }
   const std::map<std::string, KernelRecord>& kernels() const { return kernels_; }
+  /// Those (warnings not) that an earlier call has not given, one line each.
+  std::vector<std::string> new_findings();
   /// Whether something was found that is not a mere warning: what makes a run fail.
   bool fired() const;
 
@@ -75,6 +77,7 @@ class Report {
   std::map<std::string, KernelRecord> kernels_;
   std::vector<Finding> findings_;
   std::map<Key, std::size_t> index_;  // of findings_
+  std::size_t given_ = 0;             // findings_ that new_findings() has been through
 };
 
 /// `_Z3addPfi` as `add(float*, int)`; what is not mangled stays.

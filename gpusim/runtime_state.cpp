@@ -164,6 +164,12 @@ void State::finish(int status) {
 
 }  // namespace gpusim::runtime
 
+std::vector<std::string> gpusim::new_findings() {
+  runtime::State& state = runtime::State::get();
+  const std::lock_guard lock(state.mutex);
+  return state.report.new_findings();
+}
+
 std::string gpusim::report_so_far() {
   runtime::State& state = runtime::State::get();
   const std::lock_guard lock(state.mutex);

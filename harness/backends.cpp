@@ -19,6 +19,7 @@ struct Library {
   std::string why = {};  // it cannot be loaded
   Backend row = {};
   void (*profile)(std::string*) = nullptr;
+  void (*findings)(std::vector<std::string>*) = nullptr;
 
   void load() {
     if (handle || !why.empty()) return;
@@ -34,6 +35,7 @@ struct Library {
     else
       why = concat(file, " has no dsv2_cuda_backend");
     profile = reinterpret_cast<void (*)(std::string*)>(dlsym(handle, "dsv2_cuda_profile"));
+    findings = reinterpret_cast<void (*)(std::vector<std::string>*)>(dlsym(handle, "dsv2_cuda_findings"));
   }
 };
 
@@ -74,6 +76,12 @@ Backend loaded_on_demand(std::string_view name, std::string_view description, bo
             std::string json;
             if (library.profile) library.profile(&json);
             return json;
+          },
+          .findings = []() -> std::vector<std::string> {
+            library.load();
+            std::vector<std::string> lines;
+            if (library.findings) library.findings(&lines);
+            return lines;
           },
           .copied_bytes = [](const Config& config, DType stored, const Options& options) -> std::int64_t {
             return can_be_asked(library) ? library.row.copied_bytes(config, stored, options) : 0;

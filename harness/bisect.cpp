@@ -8,6 +8,7 @@
 #include <random>
 #include <utility>
 
+#include "harness/backend_fault.h"
 #include "harness/backends.h"
 #include "harness/table.h"
 #include "harness/taps.h"
@@ -147,7 +148,7 @@ class Bisector {
       forward(*tested_, call, cache, sink);
       return true;
     } catch (const Error& e) {
-      if (!result_.stopped) result_.stopped = e;
+      if (!result_.stopped) result_.stopped = e, result_.broke = dynamic_cast<const BackendFault*>(&e) != nullptr;
       return false;
     }
   }
@@ -316,7 +317,7 @@ Record bisect_record(const BisectWork& work, std::string_view backend, const Opt
       r.add(c);
     }
   if (bisection.stopped && r.status != Status::failed) {
-    r.status = Status::error;
+    r.status = bisection.broke ? Status::failed : Status::error;
     r.reason = bisection.stopped->what();
   }
   if (r.compared == 0) r.reason = "the case has no call to run";
@@ -342,10 +343,12 @@ Bisected bisect_on(const Backend& backend, const BisectWork& work, const Options
       bisected.bisection = bisect(work, backend.create, options);
     } catch (const Error& e) {
       bisected.bisection.stopped = e;
+      bisected.bisection.broke = dynamic_cast<const BackendFault*>(&e) != nullptr;
     }
   }
   bisected.record = bisect_record(work, backend.name, options, bisected.bisection);
   if (why) bisected.record.reason = *why;
+  book_findings(bisected.record, backend.findings);
   return bisected;
 }
 

@@ -57,6 +57,7 @@ struct Bisection {
   std::vector<BisectOp> ops;     ///< in the reference's order, call after call
   std::int64_t ties = 0;         ///< tokens whose experts differ within the bound: continued with the reference's
   std::optional<Error> stopped;  ///< what the decoder threw: its first error ends it
+  bool broke = false;            ///< and it was a BackendFault
 
   /// The first op out of its own budget, else the first whose accumulated error is; null when none is.
   const BisectOp* first_out() const;

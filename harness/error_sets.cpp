@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 
+#include "harness/backend_fault.h"
 #include "harness/generate.h"
 #include "harness/json.h"
 #include "model/file.h"
@@ -135,6 +136,8 @@ void judge_call(Record& r, Decoder& decoder, const Json& entry, const std::strin
     Comparison c = compare_absolute("logits against same_as", logits.view(), same.view(), kSame);
     r.budget_used = c.budget_used;
     if (!c.passed) reject(r, describe(c));
+  } catch (const BackendFault& e) {
+    book_error(r, e);  // no refusal
   } catch (const Error& e) {
     if (expect == "ok") return reject(r, concat("expected logits, got the error: ", e.what()));
     if (!clear(e.what())) return reject(r, concat("the message is not one clear line: ", e.what()));
@@ -153,6 +156,12 @@ std::vector<Record> run_calls(const fs::path& folder, const Json& json, std::spa
       const auto id = require<std::string>(entry, "id", source);
       Record r = blank(folder.filename().string() + "/" + id, backend->name, options);
       if (!wanted(r.name)) continue;
+      if (const auto why = lost(backend->name)) {
+        r.status = Status::skipped;
+        r.reason = *why;
+        records.push_back(std::move(r));
+        continue;
+      }
       const auto model = require<std::string>(entry, "model", source);
       auto& decoder = decoders[model];
       if (!decoder) {
@@ -162,6 +171,7 @@ std::vector<Record> run_calls(const fs::path& folder, const Json& json, std::spa
         decoder = backend->create(config, Weights::load(dir, config), options);
       }
       judge_call(r, *decoder, entry, source + ": " + id);
+      book_findings(r, backend->findings);
       records.push_back(std::move(r));
     }
   }

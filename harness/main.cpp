@@ -43,6 +43,9 @@ int main(int argc, char** argv) {
   } catch (const dsv2::harness::Unavailable& e) {
     std::cerr << "dsv2: " << e.what() << '\n';
     return static_cast<int>(ExitCode::nothing_checked);
+  } catch (const dsv2::BackendFault& e) {
+    std::cerr << "dsv2: " << e.what() << '\n';
+    return static_cast<int>(ExitCode::wrong);
   } catch (const std::exception& e) {
     std::cerr << "dsv2: " << e.what() << '\n';
     return static_cast<int>(ExitCode::bad_input);

@@ -8,6 +8,7 @@
 #include <random>
 #include <utility>
 
+#include "harness/backend_fault.h"
 #include "harness/backends.h"
 #include "harness/generate.h"
 #include "harness/table.h"
@@ -633,6 +634,7 @@ Subject subject_of(const Backend& backend, std::string name, const Config& confi
             .backend = std::string(backend.name),
             .options = options,
             .make = backend.create,
+            .findings = backend.findings,
             .independent = backend.name == "cpu",  // optimized/cpu/backend.h
             .no_expanded = std::nullopt,
             .unable = why_not(backend, config, options)};
@@ -661,16 +663,18 @@ std::vector<Record> check_metamorphic(const Subject& subject, const std::functio
     r.seed = subject.seed;
     r.coverage = p.coverage;
     if (p.promised) r.coverage += subject.independent ? ", bit by bit" : ", within what other sums may differ by";
-    if (const Reason why = subject.unable ? subject.unable : p.skip(subject)) {
+    Reason why = lost(subject.backend);
+    if (!why) why = subject.unable ? subject.unable : p.skip(subject);
+    if (why) {
       r.reason = *why;
     } else {
       try {
         Experiment experiment(subject, r);
         p.check(experiment);
       } catch (const Error& e) {
-        r.status = Status::error;
-        r.reason = e.what();
+        book_error(r, e);
       }
+      book_findings(r, subject.findings);
     }
     records.push_back(std::move(r));
   }

@@ -25,6 +25,7 @@ struct Subject {
   std::string backend;
   Options options;
   std::function<std::unique_ptr<Decoder>(const Config&, std::shared_ptr<const Weights>, const Options&)> make;
+  decltype(Backend::findings) findings = nullptr;  ///< as the backend has it
   /// The backend promises that a result depends neither on threads nor on other sequences of the batch: what differs in
   /// those alone is compared bit by bit.
   bool independent = false;

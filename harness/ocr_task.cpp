@@ -6,6 +6,7 @@
 #include <numeric>
 #include <sstream>
 
+#include "harness/backend_fault.h"
 #include "harness/backends.h"
 #include "harness/statistics.h"
 #include "harness/table.h"
@@ -323,6 +324,7 @@ std::vector<Record> run_ocr_task(const std::vector<fs::path>& models, const fs::
           if (!missing) {
             const OcrAnswers answers = OcrAnswers::load(file, set.pictures.size(), config.vocab_size);
             for (Record& r : work(label, set, answers, processor, *decoder, *backend)) records.push_back(std::move(r));
+            book_findings(records.back(), backend->findings);
             continue;
           }
           records.push_back(ocr_record(label, set, *backend, options));

@@ -6,6 +6,7 @@
 #include <map>
 #include <optional>
 
+#include "harness/backend_fault.h"
 #include "harness/backends.h"
 #include "harness/generate.h"
 #include "harness/taps.h"
@@ -502,7 +503,9 @@ std::vector<Record> run_case(const GoldenCase& golden, const Backend& backend, c
     blank.reason = "the double reference is what low precision is judged by here";
     return {blank};
   }
-  if (const auto why = why_not(backend, golden.config, options.decoder)) {
+  std::optional<std::string> why = lost(backend.name);
+  if (!why) why = why_not(backend, golden.config, options.decoder);
+  if (why) {
     blank.reason = *why;
     return {blank};
   }
@@ -510,10 +513,11 @@ std::vector<Record> run_case(const GoldenCase& golden, const Backend& backend, c
     CaseRun run(golden, backend, options);
     run.run(prefill, decode);
   } catch (const Error& e) {
-    blank.status = Status::error;
-    blank.reason = e.what();
+    book_error(blank, e);
+    book_findings(blank, backend.findings);
     return {blank};
   }
+  book_findings(prefill.compared ? prefill : decode, backend.findings);
   std::vector<Record> records;
   for (Record* r : {&prefill, &decode}) {
     if (r->samples_ns.empty() && r->compared == 0) continue;

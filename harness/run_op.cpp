@@ -7,6 +7,7 @@
 #include <map>
 #include <ostream>
 
+#include "harness/backend_fault.h"
 #include "harness/flags.h"
 #include "harness/generate.h"
 #include "harness/modelled.h"
@@ -36,14 +37,6 @@ bool is_stored(std::string_view input) {
   for (const std::string_view name : {"weight", "bias", "gate_proj", "up_proj", "down_proj", "k1", "k2", "v"})
     if (input == name) return true;
   return input.starts_with("cached_") || input.ends_with("_scales");
-}
-
-void fail_record(Record& record, std::string what, const std::string& reason) {
-  Comparison c;
-  c.name = std::move(what);
-  c.passed = false;
-  c.reason = concat(c.name, ": ", reason);
-  record.add(c);
 }
 
 /// Every step is volatile: calls that change the environment do not keep arithmetic in its place.
@@ -104,8 +97,10 @@ Record OpRun::on(const Backend& backend, const Options& given, const TimeOp& tim
   r.depth = c.past;
   r.seed = seed_;
   const Options options = op_options(c, backend, given);
-  if (const auto why = backend.unavailable()) {
-    r.reason = *why;
+  std::optional<std::string> unable = lost(backend.name);
+  if (!unable) unable = backend.unavailable();
+  if (unable) {
+    r.reason = *unable;
     return r;
   }
   const OpKernel* kernel = find_op(backend, c.op);
@@ -163,9 +158,9 @@ Record OpRun::on(const Backend& backend, const Options& given, const TimeOp& tim
     if (!after.empty()) r.modelled = modelled(before, after, price.bytes);
     r.tokens = static_cast<double>(c.batch * c.tokens);
   } catch (const Error& e) {
-    r.status = Status::error;
-    r.reason = e.what();
+    book_error(r, e);
   }
+  book_findings(r, backend.findings);
   return r;
 }
 

@@ -98,6 +98,8 @@ struct Backend {
   /// Its kernels run on a simulator: they are checked, and their time says nothing.
   bool simulated = false;
   std::string (*profile)() = nullptr;  ///< simulated: the simulator's report so far, as JSON (gpusim/report.h)
+  /// Simulated: what the simulator's checks found since the last call, one line each: kernel, place, what.
+  std::vector<std::string> (*findings)() = nullptr;
   /// Bytes of the copies that a decoder makes of weights whose matrices are stored in `stored`; null: it makes none.
   std::int64_t (*copied_bytes)(const Config&, DType stored, const Options&) = nullptr;
   /// Bytes of the buffers that a forward pass of `tokens` new tokens in each of `batch` sequences, `total` with those

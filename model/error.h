@@ -15,6 +15,13 @@ class Error : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+/// Thrown where a backend's own code broke: an access that the device refused, a kernel that did not end. The input is
+/// not to blame, and the backend is of no use afterwards. `dsv2` exits with 1.
+class BackendFault : public Error {
+ public:
+  using Error::Error;
+};
+
 /// Everything it is given, written one after the other.
 template <class... Parts>
 std::string concat(const Parts&... parts) {

@@ -23,3 +23,5 @@ std::int64_t buffer_bytes(const Config& config, const Options& options, std::int
 extern "C" void dsv2_cuda_backend(dsv2::Backend* row);
 /// In the simulated library alone: gpusim's report so far, as JSON.
 extern "C" void dsv2_cuda_profile(std::string* json);
+/// In the simulated library alone: what gpusim found since the last call.
+extern "C" void dsv2_cuda_findings(std::vector<std::string>* lines);

@@ -5,16 +5,39 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <utility>
 
 #include "model/error.h"
 
 namespace dsv2::cuda {
 
-/// Throws Error that names the call and what the runtime says of it.
+/// After these a kernel went wrong, and every later call says the same.
+inline bool is_sticky(cudaError_t error) {
+  switch (error) {
+    case cudaErrorIllegalAddress:
+    case cudaErrorMisalignedAddress:
+    case cudaErrorInvalidAddressSpace:
+    case cudaErrorInvalidPc:
+    case cudaErrorIllegalInstruction:
+    case cudaErrorHardwareStackError:
+    case cudaErrorAssert:
+    case cudaErrorLaunchFailure:
+    case cudaErrorLaunchTimeout:
+      return true;
+    default:
+      return false;
+  }
+}
+
+/// Throws Error, or BackendFault, that names the call and what the runtime says of it.
 inline void check(cudaError_t error, const char* call, const char* file, int line) {
-  if (error != cudaSuccess) [[unlikely]]
-    fail("CUDA: ", call, ": ", cudaGetErrorString(error), " (", cudaGetErrorName(error), ") at ", file, ":", line);
+  if (error == cudaSuccess) [[likely]]
+    return;
+  const std::string what =
+      concat("CUDA: ", call, ": ", cudaGetErrorString(error), " (", cudaGetErrorName(error), ") at ", file, ":", line);
+  if (is_sticky(error)) throw BackendFault(what);
+  throw Error(what);
 }
 
 }  // namespace dsv2::cuda
