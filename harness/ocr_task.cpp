@@ -97,8 +97,8 @@ bool is_tied(const OcrAnswers& answers, std::size_t picture, const std::vector<R
   const std::span<const float> row{answers.logits[picture].data() + at * V, V};
   double largest = 1;
   for (const float x : row) largest = std::max(largest, std::abs(static_cast<double>(x)));
-  const double behind = row[static_cast<std::size_t>(want[at])] - row[static_cast<std::size_t>(got[at].id)];
-  return behind <= 2 * kLogitBound * largest;
+  const double apart = row[static_cast<std::size_t>(want[at])] - row[static_cast<std::size_t>(got[at].id)];
+  return std::abs(apart) <= 2 * kLogitBound * largest;
 }
 
 std::vector<std::string> torch_texts(const OcrAnswers& answers, const OcrProcessor& processor) {
@@ -261,7 +261,9 @@ std::vector<Record> check_ocr(std::string_view model, const OcrSet& set, const O
   const auto lines = static_cast<std::int64_t>(read.size());
   r.add(judge_rate(score, as_torch, options.dtype, lines));
   if (options.dtype == DType::f32) r.add(judge_tokens(lines, different, first));
-  std::sort(agreement.kl.begin(), agreement.kl.end());
+  // NaN last: it is the maximum then.
+  std::sort(agreement.kl.begin(), agreement.kl.end(),
+            [](double a, double b) { return std::isnan(b) ? !std::isnan(a) : a < b; });
   const std::size_t count = agreement.kl.size();
   r.coverage =
       concat(lines, " lines of ", character_count(set.texts), " characters; the next token at ", count, " places");
@@ -357,6 +359,7 @@ void print_ocr(std::span<const Record> records, bool verbose, std::ostream& out)
     const auto small = [&](const char* key) {
       std::ostringstream text;
       text.precision(2);
+      if (r.ocr.at(key).is_null()) return std::string("nan");
       text << r.ocr.at(key).get<double>();
       return text.str();
     };

@@ -20,7 +20,7 @@ struct PngImage : png_image {
   PngImage& operator=(const PngImage&) = delete;
 };
 
-/// Sums of `count` cells of each row of `x` [rows, columns] weighted by how much of them [begin, end) covers.
+/// Mean of at(i) over [begin, end) in units of cells, each weighted by how much of it is covered.
 template <class At>
 double mean_over(double begin, double end, int cells, const At& at) {
   double sum = 0;
@@ -47,6 +47,7 @@ Picture read_png(const std::filesystem::path& file) {
   DSV2_CHECK(pixels <= kMostPixels, file.string(), ": picture: expected at most ", kMostPixels, " pixels, found ",
              png.width, " x ", png.height);
   png.format = PNG_FORMAT_GRAY;
+  png.flags |= PNG_IMAGE_FLAG_16BIT_sRGB;  // else 16 bits without a gAMA chunk would be taken for linear light
   Picture picture{.width = static_cast<int>(png.width),
                   .height = static_cast<int>(png.height),
                   .grey = std::vector<std::uint8_t>(PNG_IMAGE_SIZE(png))};
