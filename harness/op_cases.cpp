@@ -142,6 +142,7 @@ struct Size {
 };
 // The first two sizes of a list take every fill, the others the first one.
 constexpr Size kRows[] = {{1, 1, 0}, {2, 33, 0}, {1, 2, 0}, {1, 257, 0}};
+constexpr Size kSomeRows[] = {{1, 12, 0}};  // too many to go one by one, too few for a library's tiles
 constexpr Size kContext[] = {{2, 1, 5},  {2, 33, 7},  {1, 1, 0},   {1, 2, 0},
                              {1, 33, 0}, {1, 257, 0}, {1, 1, 257}, {3, 2, 31}};
 constexpr Size kRealRows[] = {{1, 1, 0}, {1, 33, 0}};
@@ -219,6 +220,7 @@ const Family kFamilies[] = {
     {"linear", "self_attn.kv_a_proj_with_mqa", kSmallMla, kRows, kMatrix, kNormal},
     {"linear", "self_attn.o_proj", kSmall, kRows, kMatrix},
     {"linear", "self_attn.o_proj", kReal, kRealRows, kMatrix, kNormal},
+    {"linear", "self_attn.o_proj", kSmall, kSomeRows, kMatrix, kNormal},
     {"linear", "self_attn.kv_a_proj_with_mqa", kRealMla, kRealRows, kMatrix, kNormal},
     {"rope", "self_attn.rope", kRopes, kContext, kF32, kNormal},
     {"rope", "self_attn.rope", kSmall, kContext},
@@ -257,6 +259,7 @@ const Family kFamilies[] = {
     {"shared_experts", "mlp.shared_experts", kReal, kRealRows, kMatrix, kNormal},
     {"mlp", "mlp", kSmall, kRows, kMatrix},
     {"mlp", "mlp", kActivations, kRows, kMatrix},
+    {"mlp", "mlp", kSmall, kSomeRows, kMatrix, kNormal},
     {"mlp", "mlp", kReal, kOneRow, kMatrix, kNormal},
     {"lm_head", "lm_head", kSmall, kRows, kMatrix},
     {"lm_head", "lm_head", kReal, kOneRow, kMatrix, kNormal},

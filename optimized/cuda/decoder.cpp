@@ -9,6 +9,7 @@
 #include "optimized/attention_mask.h"
 #include "optimized/cuda/backend.h"
 #include "optimized/cuda/device.h"
+#include "optimized/cuda/device_array.h"
 #include "optimized/cuda/device_kv_cache.h"
 #include "optimized/cuda/device_weights.h"
 #include "optimized/cuda/graph.h"
@@ -92,7 +93,9 @@ class CudaDecoder final : public Decoder {
   }
   bool is_fused(const Step& step) const { return !step.sink && fits_fused(step.rows); }
   void fused_layer(const Step& step, const DeviceLayer& w);
-  void norm(const float* x, std::int64_t x_stride, const float* weight, float eps, int rows, int width, float* y);
+  void norm(const float* x, std::int64_t x_stride, const float* weight, float eps, int rows, int width, float* y,
+            std::uint16_t* rounded = nullptr);
+  std::uint16_t* rounded_for(const Step& step, const Matrix& m) const;
   void head(const ForwardInput& input, const Step& step, ForwardOutput& out);
   bool is_plain_step(const ForwardInput& input, const Call& call) const;
   void enqueue_plain_step(Step step, bool logits);
@@ -102,6 +105,7 @@ class CudaDecoder final : public Decoder {
     bool keeps = false;  ///< rows stay f32
     const std::int32_t* pick = nullptr;
     bool adds = false;  ///< to what is there
+    const std::uint16_t* rounded = nullptr;
   };
   void linear(const float* x, int rows, std::initializer_list<LinearSegment> segments, const LinearOptions& how);
   void linear(const float* x, int rows, std::initializer_list<LinearSegment> segments) {
@@ -122,6 +126,7 @@ class CudaDecoder final : public Decoder {
   Options options_;
   Stream stream_;
   DeviceWeights weights_;
+  Blas blas_;
   float scale_;
   int processors_ = 1;
 
@@ -157,7 +162,8 @@ DeviceKvCache& CudaDecoder::own_kind(KvCache& cache) const {
 }
 
 std::int64_t CudaDecoder::workspace_bytes() const {
-  std::int64_t sum = weights_.bytes() + inputs_.bytes() + arrived_.bytes() + mask_.bytes() + all_masked_.bytes();
+  std::int64_t sum =
+      weights_.bytes() + blas_.bytes() + inputs_.bytes() + arrived_.bytes() + mask_.bytes() + all_masked_.bytes();
   for (const Rows* b :
        {&x_,           &hidden_,      &q_,           &k_,    &v_,          &q_low_,      &q_low_norm_,
         &q_rope_,      &k_rope_,      &latent_,      &attn_, &absorbed_,   &latent_out_, &block_out_,
@@ -203,8 +209,23 @@ Tensor CudaDecoder::download(const float* data, Shape shape) const {
 }
 
 void CudaDecoder::norm(const float* x, std::int64_t x_stride, const float* weight, float eps, int rows, int width,
-                       float* y) {
-  rms_norm({.x = x, .x_stride = x_stride, .weight = weight, .eps = eps, .rows = rows, .width = width, .y = y}, stream_);
+                       float* y, std::uint16_t* rounded) {
+  rms_norm({.x = x,
+            .x_stride = x_stride,
+            .weight = weight,
+            .eps = eps,
+            .rows = rows,
+            .width = width,
+            .y = y,
+            .rounded = rounded,
+            .rounded_stride = row_stride(width, Storage::bf16)},
+           stream_);
+}
+
+/// Where norm() leaves rows that meet `m` next, when it is the library that takes them and no sink may change them.
+std::uint16_t* CudaDecoder::rounded_for(const Step& step, const Matrix& m) const {
+  const bool wanted = !step.sink && m.storage == Storage::bf16 && Blas::takes(step.rows, m.storage, rounds());
+  return wanted ? blas_.rounded() : nullptr;
 }
 
 void CudaDecoder::linear(const float* x, int rows, std::initializer_list<LinearSegment> segments,
@@ -214,11 +235,12 @@ void CudaDecoder::linear(const float* x, int rows, std::initializer_list<LinearS
                  .rows = rows,
                  .pick = how.pick,
                  .rounds = rounds() && !how.keeps,
+                 .rounded = how.rounded,
                  .adds = how.adds,
                  .segment_count = static_cast<int>(segments.size()),
                  .segments = {}};
   std::copy(segments.begin(), segments.end(), p.segments);
-  cuda::linear(p, stream_);
+  cuda::linear(p, blas_, stream_);
 }
 
 /// Every buffer that a call works in, before the first launch: nothing is allocated among them.
@@ -245,6 +267,8 @@ void CudaDecoder::make_room(int rows, int most, std::int64_t batch, std::int64_t
     if (N > kFewRows) expert_out_.get(N * k * D);
   }
   act_.get(act);
+  const std::int64_t unit = std::max(c.intermediate_size, c.n_routed_experts ? c.shared_intermediate_size() : 0);
+  blas_.make_room(rows, std::max({D, H * c.value_head_dim(), c.q_lora_rank.value_or(0), unit}), unit);
   AttentionParams p{};
   p.batch = size(batch), p.tokens = size(tokens), p.heads = size(H);
   p.dv = size(c.use_mla ? c.kv_lora_rank : c.head_dim());
@@ -334,7 +358,8 @@ void CudaDecoder::attend(const Step& step, AttentionParams p) {
 void CudaDecoder::mha(const Step& step, const DeviceLayer& w) {
   const int N = step.rows, H = size(config_.num_attention_heads), K = size(config_.num_key_value_heads);
   const int d = size(config_.head_dim());
-  linear(hidden_.data(), N, {{w.q_proj, q_.data(), H * d}, {w.k_proj, k_.data(), K * d}, {w.v_proj, v_.data(), K * d}});
+  linear(hidden_.data(), N, {{w.q_proj, q_.data(), H * d}, {w.k_proj, k_.data(), K * d}, {w.v_proj, v_.data(), K * d}},
+         {.rounded = rounded_for(step, w.q_proj)});
   tap(step, "self_attn.q_proj", q_.data(), H * d);
   tap(step, "self_attn.k_proj", k_.data(), K * d);
   tap(step, "self_attn.v_proj", v_.data(), K * d);
@@ -393,14 +418,16 @@ void CudaDecoder::mla(const Step& step, const DeviceLayer& w) {
   const Matrix& kv_a = w.kv_a_proj_with_mqa;
   if (config_.q_lora_rank) {
     const int Q = size(*config_.q_lora_rank);
-    linear(hidden_.data(), N, {{w.q_a_proj, q_low_.data(), Q}, {kv_a, k_.data(), R + rope}});
+    linear(hidden_.data(), N, {{w.q_a_proj, q_low_.data(), Q}, {kv_a, k_.data(), R + rope}},
+           {.rounded = rounded_for(step, kv_a)});
     tap(step, "self_attn.q_a_proj", q_low_.data(), Q);
-    norm(q_low_.data(), Q, w.q_a_layernorm, kLatentNormEps, N, Q, q_low_norm_.data());
+    norm(q_low_.data(), Q, w.q_a_layernorm, kLatentNormEps, N, Q, q_low_norm_.data(), rounded_for(step, w.q_b_proj));
     tap(step, "self_attn.q_a_layernorm", q_low_norm_.data(), Q);
-    linear(q_low_norm_.data(), N, {{w.q_b_proj, q_.data(), q_width}});
+    linear(q_low_norm_.data(), N, {{w.q_b_proj, q_.data(), q_width}}, {.rounded = rounded_for(step, w.q_b_proj)});
     tap(step, "self_attn.q_b_proj", q_.data(), q_width);
   } else {
-    linear(hidden_.data(), N, {{w.q_proj, q_.data(), q_width}, {kv_a, k_.data(), R + rope}});
+    linear(hidden_.data(), N, {{w.q_proj, q_.data(), q_width}, {kv_a, k_.data(), R + rope}},
+           {.rounded = rounded_for(step, kv_a)});
     tap(step, "self_attn.q_proj", q_.data(), q_width);
   }
   tap(step, "self_attn.kv_a_proj_with_mqa", k_.data(), R + rope);
@@ -521,34 +548,37 @@ ExpertsParams CudaDecoder::experts_params(const Step& step, const DeviceMlp& mlp
           .shared_down_proj = {},
           .activation = config_.hidden_act,
           .rounds = rounds(),
+          .rounded = rounded_for(step, mlp.gate_proj.first),
           .adds = false,
           .act = act_.data(),
+          .act_rounded = !step.sink,
           .partial = expert_out_.data(),
           .y = block_out_.data()};
 }
 
 void CudaDecoder::mlp_block(const Step& step, const DeviceLayer& w) {
   const std::int64_t D = config_.hidden_size;
+  const Matrix& first = (is_dense(w) ? w.mlp : w.shared_experts).gate_proj.first;
   norm(x_.data(), D, w.post_attention_layernorm, static_cast<float>(config_.rms_norm_eps), step.rows, size(D),
-       hidden_.data());
+       hidden_.data(), rounded_for(step, first));
   tap(step, "post_attention_layernorm", hidden_.data(), D);
   if (is_dense(w)) {
     const ExpertsParams p = experts_params(step, w.mlp, nullptr);
-    experts_act(p, stream_);
+    experts_act(p, blas_, stream_);
     tap(step, "mlp.act", act_.data(), w.mlp.gate_proj.first.out);
-    experts_down(p, stream_);
+    experts_down(p, blas_, stream_);
   } else {
     route_apart(step, w);
     const ExpertGroups g = groups();
     const ExpertsParams routed = experts_params(step, w.experts, &g);
-    experts_act(routed, stream_);
-    experts_down(routed, stream_);
+    experts_act(routed, blas_, stream_);
+    experts_down(routed, blas_, stream_);
     tap(step, "mlp.experts", block_out_.data(), D);
     if (w.shared_experts.gate_proj.first.data) {
       ExpertsParams shared = experts_params(step, w.shared_experts, nullptr);
       shared.adds = true;
-      experts_act(shared, stream_);
-      experts_down(shared, stream_);
+      experts_act(shared, blas_, stream_);
+      experts_down(shared, blas_, stream_);
     }
   }
   tap(step, "mlp", block_out_.data(), D);
@@ -609,14 +639,15 @@ void CudaDecoder::fused_layer(const Step& step, const DeviceLayer& w) {
     p.shared_down_proj = w.shared_experts.down_proj;
   }
   p.x = x_.data(), p.norm = norm;
-  experts_act(p, stream_);
+  experts_act(p, blas_, stream_);
   p.y = x_.data(), p.adds = true;
-  experts_down(p, stream_);
+  experts_down(p, blas_, stream_);
 }
 
 void CudaDecoder::layer(const Step& step, const DeviceLayer& w) {
   const std::int64_t D = config_.hidden_size;
-  norm(x_.data(), D, w.input_layernorm, static_cast<float>(config_.rms_norm_eps), step.rows, size(D), hidden_.data());
+  norm(x_.data(), D, w.input_layernorm, static_cast<float>(config_.rms_norm_eps), step.rows, size(D), hidden_.data(),
+       rounded_for(step, config_.use_mla ? w.kv_a_proj_with_mqa : w.q_proj));
   tap(step, "input_layernorm", hidden_.data(), D);
   if (config_.use_mla)
     mla(step, w);

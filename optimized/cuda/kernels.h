@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "model/config.h"
+#include "optimized/cuda/blas.h"
 #include "optimized/cuda/types.h"
 
 namespace dsv2::cuda {
@@ -30,7 +31,9 @@ struct RmsNormParams {
   const float* weight;  ///< [width]
   float eps;
   int rows, width;
-  float* y;  ///< [rows, width]
+  float* y;                     ///< [rows, width]
+  std::uint16_t* rounded;       ///< the same in bf16, for the library; null: not wanted
+  std::int64_t rounded_stride;  ///< its rows, apart
 };
 void rms_norm(const RmsNormParams& p, cudaStream_t stream);
 
@@ -50,18 +53,20 @@ struct LinearSegment {
 };
 inline constexpr int kMaxSegments = 4;
 
-/// y = x W^T + bias of each segment, in one launch. All weights have one storage and one `in`.
+/// y = x W^T + bias of each segment: in one launch, or by the library where it takes them. All weights have one storage
+/// and one `in`.
 struct LinearParams {
   const float* x;  ///< [N, in], rows x_stride apart
   std::int64_t x_stride;
-  int rows;                  ///< N
-  const std::int32_t* pick;  ///< [N]: row i is x[pick[i]]; null: x[i]
-  bool rounds;               ///< many rows may be rounded to bf16 for the tensor cores
-  bool adds;                 ///< y += instead of y =
+  int rows;                      ///< N
+  const std::int32_t* pick;      ///< [N]: row i is x[pick[i]]; null: x[i]
+  bool rounds;                   ///< many rows may be rounded to bf16 for the tensor cores
+  const std::uint16_t* rounded;  ///< they have been: bf16, rows a matrix's stride apart; null: not yet
+  bool adds;                     ///< y += instead of y =
   int segment_count;
   LinearSegment segments[kMaxSegments];
 };
-void linear(const LinearParams& p, cudaStream_t stream);
+void linear(const LinearParams& p, const Blas& blas, cudaStream_t stream);
 
 /// Rotates the last `width` columns of each head by its token's angles (pairs (i, i + width/2), or (2i, 2i + 1) when
 /// interleaved, whose result is de-interleaved: QUIRKS 2), and writes keys and values into the cache behind the rows
@@ -238,14 +243,16 @@ struct ExpertsParams {
   /// places'.
   MatrixStack shared_gate_proj, shared_up_proj, shared_down_proj;
   Activation activation;
-  bool rounds;     ///< many rows may be rounded to bf16 for the tensor cores
-  bool adds;       ///< y += instead of y =
-  float* act;      ///< [N*k,F]: by place; then [N,F of the shared MLP]
-  float* partial;  ///< [N*k,D], by place; few rows do without
-  float* y;        ///< [N,D]
+  bool rounds;                   ///< many rows may be rounded to bf16 for the tensor cores
+  const std::uint16_t* rounded;  ///< x, as in LinearParams
+  bool adds;                     ///< y += instead of y =
+  float* act;                    ///< [N*k,F]: by place; then [N,F of the shared MLP]
+  bool act_rounded;              ///< what the library takes next may be left in Blas::rounded() alone
+  float* partial;                ///< [N*k,D], by place; few rows do without
+  float* y;                      ///< [N,D]
 };
-void experts_act(const ExpertsParams& p, cudaStream_t stream);
-void experts_down(const ExpertsParams& p, cudaStream_t stream);
+void experts_act(const ExpertsParams& p, const Blas& blas, cudaStream_t stream);
+void experts_down(const ExpertsParams& p, const Blas& blas, cudaStream_t stream);
 
 /// The lowest index of the largest of each row.
 struct ArgmaxParams {
