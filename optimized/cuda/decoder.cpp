@@ -258,8 +258,8 @@ void CudaDecoder::make_room(int rows, int most, std::int64_t batch, std::int64_t
   if (fits_fused(N) && c.n_routed_experts)
     partial = std::max(partial, o_proj_route_partial_size(rows, size(D), size(*c.n_routed_experts)));
   if (fits_fused(N) && c.use_mla) {
-    partial = std::max(
-        partial, mla_qkv_rope_partial_size(rows, size(H), size(c.qk_nope_head_dim), size(c.kv_lora_rank)));
+    partial =
+        std::max(partial, mla_qkv_rope_partial_size(rows, size(H), size(c.qk_nope_head_dim), size(c.kv_lora_rank)));
     arrivals = std::max(arrivals, 1 + H);
   }
   partial_.get(partial);
@@ -619,8 +619,8 @@ void CudaDecoder::fused_layer(const Step& step, const DeviceLayer& w) {
   const int N = step.rows, D = size(config_.hidden_size);
   const auto eps = static_cast<float>(config_.rms_norm_eps);
   const int width = size(config_.rope_dim());
-  if (config_.use_mla && mla_qkv_rope_fits(N, config_.q_lora_rank ? w.q_b_proj : w.q_proj,
-                                           size(config_.qk_nope_head_dim), width)) {
+  if (config_.use_mla &&
+      mla_qkv_rope_fits(N, config_.q_lora_rank ? w.q_b_proj : w.q_proj, size(config_.qk_nope_head_dim), width)) {
     mla_fused(step, w);
   } else if (config_.use_mla || !qkv_rope_fits(N, width)) {
     norm(x_.data(), D, w.input_layernorm, eps, N, D, hidden_.data());

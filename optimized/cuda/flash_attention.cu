@@ -26,7 +26,7 @@ constexpr int kPiece = 8;  // bf16 in 16 bytes
 template <int D1, int D2, int KEYS, int COLUMN_WARPS>
 struct Shape {
   static constexpr int kD1 = D1, kD2 = D2, kWidth = D1 + D2, kValueWidth = D1;
-  static constexpr int kKeys = KEYS;  // of a tile
+  static constexpr int kKeys = KEYS;                           // of a tile
   static constexpr int kColumns = kValueWidth / COLUMN_WARPS;  // of a warp
   static constexpr int kThreads = kWarp * kRowWarps * COLUMN_WARPS;
   static constexpr bool kKeysAreValues = D2 > 0;
@@ -77,7 +77,8 @@ __device__ void stage_queries(Memory<S>& memory, const AttentionParams& p, const
       if (in_second >= 0 && in_second < p.d2) from = p.q2 + rows.query(p, r) * p.d2 + in_second;
       if (in_second < 0 && column < p.d1) from = p.q1 + rows.query(p, r) * p.d1 + column;
     }
-    if (from != nullptr) low = reinterpret_cast<const float4*>(from)[0], high = reinterpret_cast<const float4*>(from)[1];
+    if (from != nullptr)
+      low = reinterpret_cast<const float4*>(from)[0], high = reinterpret_cast<const float4*>(from)[1];
     *reinterpret_cast<uint4*>(&memory.q[swizzled<S::kWidth>(r, at % kPieces)]) = {
         pack(low.x, low.y), pack(low.z, low.w), pack(high.x, high.y), pack(high.z, high.w)};
   }

@@ -116,13 +116,13 @@ struct MlaQkvRopeParams {
   const int* past;
   const float *cos, *sin;  ///< [N, rope/2]
   int heads, nope, rope, v;
-  Matrix kv_b_proj;      ///< as in MlaAbsorbParams
-  float* q_low;          ///< [N, out of q_a_proj], not normalised
-  float* q_latent;       ///< [N,H,R]: q_nope W_uk
-  float* q_rope;         ///< [N,H,rope]
-  RowNorm latent_norm;   ///< kv_a_layernorm
-  float* kv;             ///< [N, R + rope] of scratch
-  CachedRows keys;       ///< k_pe
+  Matrix kv_b_proj;     ///< as in MlaAbsorbParams
+  float* q_low;         ///< [N, out of q_a_proj], not normalised
+  float* q_latent;      ///< [N,H,R]: q_nope W_uk
+  float* q_rope;        ///< [N,H,rope]
+  RowNorm latent_norm;  ///< kv_a_layernorm
+  float* kv;            ///< [N, R + rope] of scratch
+  CachedRows keys;      ///< k_pe
   CachedRows latents;
   float* partial;  ///< mla_qkv_rope_partial_size() floats of scratch
   int* arrived;    ///< [1 + H] zeros, and zeros again afterwards

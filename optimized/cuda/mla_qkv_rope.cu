@@ -1,5 +1,6 @@
 // Blocks of 16 rows of one of three matrices (row_product.cuh), which are read once:
-//   q_proj     of one head's q_nope: they are multiplied, while the block has them, by the same rows of the head's W_uk,
+//   q_proj     of one head's q_nope: they are multiplied, while the block has them, by the same rows of the head's
+//   W_uk,
 //              and the last block of the head adds up what all of them gave, in their order: the query in the latent
 //              space. Or of its rope part: they rotate.
 //   kv_a_proj  the last block has the whole row: it normalises the latent part, rotates the rest and writes both into
@@ -34,8 +35,7 @@ __device__ inline float with_bias(const Matrix& m, int o, float value) {
 __device__ inline float2 two_columns(const Matrix& m, int row, int column) {
   const std::int64_t at = static_cast<std::int64_t>(row) * m.stride + column;
   if (m.storage == Storage::f32) return *reinterpret_cast<const float2*>(static_cast<const float*>(m.data) + at);
-  return __bfloat1622float2(
-      *reinterpret_cast<const __nv_bfloat162*>(static_cast<const __nv_bfloat16*>(m.data) + at));
+  return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(static_cast<const __nv_bfloat16*>(m.data) + at));
 }
 
 /// Rows first..first+15 of a head's q_nope, in `q`, into the latent space.

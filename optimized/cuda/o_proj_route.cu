@@ -1,7 +1,7 @@
 // o_proj and the router of few rows. A block adds 16 columns to x (row_product.cuh) and multiplies them, while it has
-// them, by the same columns of the router's matrix: its part of every logit, and of the square of the norm, which scales
-// them at the end. Both matrices are read once. The last block that arrives adds the parts up, in the order of the
-// blocks, and decides: a warp a token (gate.cuh), then all warps group the tokens (expert_groups.cuh).
+// them, by the same columns of the router's matrix: its part of every logit, and of the square of the norm, which
+// scales them at the end. Both matrices are read once. The last block that arrives adds the parts up, in the order of
+// the blocks, and decides: a warp a token (gate.cuh), then all warps group the tokens (expert_groups.cuh).
 #include <algorithm>
 
 #include "optimized/cuda/device.h"
@@ -17,6 +17,22 @@ namespace {
 constexpr int kColumns = 16;  // of a block
 static_assert(kProductOut<Storage::bf16> == kColumns && kProductOut<Storage::i8> == kColumns);
 
+/// Floats of a token's logits and square; rows of them begin with a sector.
+__host__ __device__ constexpr int parts_pitch(int experts) { return (experts + 8) / 8 * 8; }
+
+/// 16 bytes of a matrix.
+__device__ inline void load_piece(float (&w)[4], const void* data, std::int64_t at) {
+  const float4 piece = *reinterpret_cast<const float4*>(static_cast<const float*>(data) + at);
+  w[0] = piece.x, w[1] = piece.y, w[2] = piece.z, w[3] = piece.w;
+}
+__device__ inline void load_piece(float (&w)[8], const void* data, std::int64_t at) {
+  const uint4 piece = *reinterpret_cast<const uint4*>(static_cast<const __nv_bfloat16*>(data) + at);
+  const unsigned pairs[4] = {piece.x, piece.y, piece.z, piece.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    w[2 * i] = __uint_as_float(pairs[i] << 16), w[2 * i + 1] = __uint_as_float(pairs[i] & 0xffff0000u);
+}
+
 /// parts[n][e] = x[n] . columns first.. of row e of the router's matrix. Lanes beside each other share a row, 16 bytes
 /// each.
 template <Storage G, int ROWS, class X>
@@ -26,11 +42,8 @@ __device__ void logit_parts(const OProjRouteParams& p, int first, const X& x, fl
   for (int at = threadIdx.x; at < lanes; at += blockDim.x) {
     const int e = at / kLanes, c = at % kLanes * kEach;
     float w[kEach] = {};
-    if (e < E && first + c < p.weight.in) {  // behind `in` a row has zeros up to 16 bytes
-#pragma unroll
-      for (int i = 0; i < kEach; ++i)
-        w[i] = load(p.weight.data, G, static_cast<std::int64_t>(e) * p.weight.stride + first + c + i);
-    }
+    if (e < E && first + c < p.weight.in)  // behind `in` a row has zeros up to 16 bytes
+      load_piece(w, p.weight.data, static_cast<std::int64_t>(e) * p.weight.stride + first + c);
 #pragma unroll
     for (int n = 0; n < ROWS; ++n) {
       float sum = 0;
@@ -38,7 +51,7 @@ __device__ void logit_parts(const OProjRouteParams& p, int first, const X& x, fl
       for (int i = 0; i < kEach; ++i) sum = fmaf(w[i], x[n][c + i], sum);
 #pragma unroll
       for (int other = 1; other < kLanes; other *= 2) sum += __shfl_xor_sync(kAllLanes, sum, other);
-      if (at % kLanes == 0 && e < E && n < p.gate.rows) parts[n * (E + 1) + e] = sum;
+      if (at % kLanes == 0 && e < E && n < p.gate.rows) parts[n * parts_pitch(E) + e] = sum;
     }
   }
 }
@@ -62,7 +75,7 @@ __global__ void __launch_bounds__(kProductThreads<W>, kProductBlocks<ROWS>) o_pr
         weighted[n][o - first] = sum * p.norm.weight[o];
       });
   __syncthreads();  // the block's columns of x are there
-  float* const parts = p.partial + static_cast<std::int64_t>(blockIdx.x) * N * (E + 1);
+  float* const parts = p.partial + static_cast<std::int64_t>(blockIdx.x) * N * parts_pitch(E);
   if (p.weight.storage == Storage::f32)
     logit_parts<Storage::f32, ROWS>(p, first, weighted, parts);
   else
@@ -71,7 +84,7 @@ __global__ void __launch_bounds__(kProductThreads<W>, kProductBlocks<ROWS>) o_pr
     float squares = 0;
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) squares = fmaf(x[threadIdx.x][c], x[threadIdx.x][c], squares);
-    parts[threadIdx.x * (E + 1) + E] = squares;
+    parts[threadIdx.x * parts_pitch(E) + E] = squares;
   }
   if (!is_last_block(p.arrived, gridDim.x)) return;
 
@@ -81,7 +94,7 @@ __global__ void __launch_bounds__(kProductThreads<W>, kProductBlocks<ROWS>) o_pr
       float sum = 0;
 #pragma unroll 8
       for (int block = warp; block < static_cast<int>(gridDim.x); block += kWarps)
-        sum += p.partial[(static_cast<std::int64_t>(block) * N + n) * (E + 1) + e];
+        sum += p.partial[(static_cast<std::int64_t>(block) * N + n) * parts_pitch(E) + e];
       shared[warp * (E + 1) + e] = sum;
     }
     __syncthreads();  // every warp's sums are there
@@ -114,12 +127,11 @@ bool o_proj_route_fits(int rows, int experts, int groups) {
 }
 
 std::int64_t o_proj_route_partial_size(int rows, int hidden, int experts) {
-  return static_cast<std::int64_t>((hidden + kColumns - 1) / kColumns) * rows * (experts + 1);
+  return static_cast<std::int64_t>((hidden + kColumns - 1) / kColumns) * rows * parts_pitch(experts);
 }
 
 void o_proj_route(const OProjRouteParams& p, cudaStream_t stream) {
-  const std::size_t shared =
-      static_cast<std::size_t>(decision_floats(p.gate.experts, p.gate.groups)) * sizeof(float);
+  const std::size_t shared = static_cast<std::size_t>(decision_floats(p.gate.experts, p.gate.groups)) * sizeof(float);
   with_storage(p.o_proj.storage, [&](auto w) {
     constexpr Storage W = decltype(w)::value;
     with_rows(p.gate.rows, [&](auto rows) {
