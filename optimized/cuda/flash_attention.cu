@@ -68,19 +68,18 @@ struct Rows {
 /// alike.
 template <class S>
 __device__ void stage_queries(Memory<S>& memory, const AttentionParams& p, const Rows& rows) {
-  constexpr int kPieces = S::kWidth / kPiece;
-  for (int at = threadIdx.x; at < kRows * kPieces; at += S::kThreads) {
-    const int r = at / kPieces, column = at % kPieces * kPiece, in_second = column - S::kD1;
-    float4 low = {}, high = {};
+  constexpr int kQuads = S::kWidth / 4;  // 16 bytes of f32
+  for (int at = threadIdx.x; at < kRows * kQuads; at += S::kThreads) {
+    const int r = at / kQuads, column = at % kQuads * 4, in_second = column - S::kD1;
+    float4 x = {};
     const float* from = nullptr;
     if (r < rows.count && !all_masked(p, rows.b, rows.token(r))) {
       if (in_second >= 0 && in_second < p.d2) from = p.q2 + rows.query(p, r) * p.d2 + in_second;
       if (in_second < 0 && column < p.d1) from = p.q1 + rows.query(p, r) * p.d1 + column;
     }
-    if (from != nullptr)
-      low = reinterpret_cast<const float4*>(from)[0], high = reinterpret_cast<const float4*>(from)[1];
-    *reinterpret_cast<uint4*>(&memory.q[swizzled<S::kWidth>(r, at % kPieces)]) = {
-        pack(low.x, low.y), pack(low.z, low.w), pack(high.x, high.y), pack(high.z, high.w)};
+    if (from != nullptr) x = *reinterpret_cast<const float4*>(from);
+    __nv_bfloat16* const to = &memory.q[swizzled<S::kWidth>(r, column / kPiece) + column % kPiece];
+    *reinterpret_cast<uint2*>(to) = {pack(x.x, x.y), pack(x.z, x.w)};
   }
 }
 
