@@ -79,7 +79,7 @@ __device__ void stage_queries(Memory<S>& memory, const AttentionParams& p, const
     }
     if (from != nullptr) x = *reinterpret_cast<const float4*>(from);
     __nv_bfloat16* const to = &memory.q[swizzled<S::kWidth>(r, column / kPiece) + column % kPiece];
-    *reinterpret_cast<uint2*>(to) = {pack(x.x, x.y), pack(x.z, x.w)};
+    *reinterpret_cast<std::uint64_t*>(to) = pack(x);
   }
 }
 

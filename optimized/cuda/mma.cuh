@@ -3,6 +3,8 @@
 
 #include <cuda_bf16.h>
 
+#include <cstdint>
+
 namespace dsv2::cuda {
 
 __device__ inline unsigned shared_address(const void* at) {
@@ -34,6 +36,10 @@ __device__ inline void mma(float (&c)[4], const unsigned (&a)[4], unsigned b0, u
 __device__ inline unsigned pack(float low, float high) {
   const __nv_bfloat162 two = __floats2bfloat162_rn(low, high);
   return reinterpret_cast<const unsigned&>(two);
+}
+/// Four neighbours in memory.
+__device__ inline std::uint64_t pack(const float4& x) {
+  return pack(x.x, x.y) | static_cast<std::uint64_t>(pack(x.z, x.w)) << 32;
 }
 
 /// 16 bytes, aligned, from global to shared memory; not present: zeros, and `from` is not read.

@@ -23,7 +23,7 @@ struct TileRows {
 template <bool TENSOR>
 struct TileMemory;
 template <>
-struct TileMemory<true> {
+struct alignas(16) TileMemory<true> {
   static constexpr int kDepth = 64, kStride = kDepth + 8;
   using Element = __nv_bfloat16;
   union {
@@ -31,7 +31,7 @@ struct TileMemory<true> {
       Element a[kTile][kStride], b[kTile][kStride];
       float scales[kDepth / kGroupColumns][kTile];  ///< of a quantised matrix
     };
-    float c[kTile][kTile + 1];
+    float c[kTile][kTile + 8];
   };
 };
 template <>
@@ -42,7 +42,7 @@ struct TileMemory<false> {
     struct {
       Element a[kTile][kStride], b[kTile][kStride];
     };
-    float c[kTile][kTile + 1];
+    float c[kTile][kTile + 2];
   };
 };
 
@@ -168,7 +168,9 @@ __device__ void tile_product(TileMemory<TENSOR>& s, const TileRows& rows, const 
 #pragma unroll
       for (int j = 0; j < 4; ++j)
 #pragma unroll
-        for (int x = 0; x < 4; ++x) s.c[i0 + i * 16 + x / 2 * 8][j0 + j * 8 + x % 2] = sums[(i * 4 + j) * 4 + x];
+        for (int x = 0; x < 4; x += 2)
+          *reinterpret_cast<float2*>(&s.c[i0 + i * 16 + x * 4][j0 + j * 8]) = {sums[(i * 4 + j) * 4 + x],
+                                                                               sums[(i * 4 + j) * 4 + x + 1]};
   } else {
 #pragma unroll
     for (int i = 0; i < 8; ++i)
