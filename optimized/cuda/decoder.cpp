@@ -82,6 +82,9 @@ class CudaDecoder final : public Decoder {
   void mha(const Step& step, const DeviceLayer& w);
   void mha_attend(const Step& step);
   void mla(const Step& step, const DeviceLayer& w);
+  void mla_fused(const Step& step, const DeviceLayer& w);
+  void mla_attend(const Step& step, const DeviceLayer& w);
+  MlaAbsorbParams absorb_params(const Step& step, const DeviceLayer& w) const;
   void attend(const Step& step, AttentionParams params);
   AttentionParams attention_params(const Step& step) const;
   void mlp_block(const Step& step, const DeviceLayer& w);
@@ -89,7 +92,7 @@ class CudaDecoder final : public Decoder {
   ExpertsParams experts_params(const Step& step, const DeviceMlp& mlp, const ExpertGroups* g) const;
   bool fits_fused(std::int64_t rows) const {
     return rows <= kFewRows && (!config_.n_routed_experts ||
-                                route_fits(size(rows), size(*config_.n_routed_experts), size(config_.n_group)));
+                                o_proj_route_fits(size(rows), size(*config_.n_routed_experts), size(config_.n_group)));
   }
   bool is_fused(const Step& step) const { return !step.sink && fits_fused(step.rows); }
   void fused_layer(const Step& step, const DeviceLayer& w);
@@ -274,10 +277,16 @@ void CudaDecoder::make_room(int rows, int most, std::int64_t batch, std::int64_t
   p.dv = size(c.use_mla ? c.kv_lora_rank : c.head_dim());
   p.splits =
       attention_splits(p.batch, p.tokens, p.heads, c.use_mla ? 1 : size(c.num_key_value_heads), most, processors_);
-  partial_.get(attention_partial_size(p));
-  // One more: the router's.
-  const std::int64_t arrivals =
-      1 + attention_arrivals(p.batch, p.tokens, p.heads, c.use_mla ? 1 : size(c.num_key_value_heads));
+  std::int64_t partial = attention_partial_size(p);
+  std::int64_t arrivals = attention_arrivals(p.batch, p.tokens, p.heads, c.use_mla ? 1 : size(c.num_key_value_heads));
+  if (fits_fused(N) && c.n_routed_experts)
+    partial = std::max(partial, o_proj_route_partial_size(rows, size(D), size(*c.n_routed_experts)));
+  if (fits_fused(N) && c.use_mla) {
+    partial =
+        std::max(partial, mla_qkv_rope_partial_size(rows, size(H), size(c.qk_nope_head_dim), size(c.kv_lora_rank)));
+    arrivals = std::max(arrivals, 1 + H);
+  }
+  partial_.get(partial);
   if (arrivals * std::int64_t{sizeof(int)} > arrived_.bytes()) {
     arrived_.get(arrivals);
     DSV2_CUDA(cudaMemsetAsync(arrived_.data(), 0, static_cast<std::size_t>(arrived_.bytes()), stream_));
@@ -339,12 +348,13 @@ AttentionParams CudaDecoder::attention_params(const Step& step) const {
           .d2 = 0,
           .dv = 0,
           .scale = scale_,
+          .rounds = rounds(),
           .mask = step.mask,
           .mask_batch = step.mask_batch,
           .mask_token = step.mask_token,
           .all_masked = step.all_masked,
           .splits = attention_splits(B, S, H, K, step.most, processors_),
-          .arrived = arrived_.data() + 1,
+          .arrived = arrived_.data(),
           .partial = partial_.data(),
           .y = nullptr};
 }
@@ -414,7 +424,7 @@ void CudaDecoder::mha_attend(const Step& step) {
 void CudaDecoder::mla(const Step& step, const DeviceLayer& w) {
   const int N = step.rows, H = size(config_.num_attention_heads), R = size(config_.kv_lora_rank);
   const int rope = size(config_.qk_rope_head_dim), nope = size(config_.qk_nope_head_dim);
-  const int v = size(config_.v_head_dim), head = nope + rope, q_width = H * head;
+  const int head = nope + rope, q_width = H * head;
   const Matrix& kv_a = w.kv_a_proj_with_mqa;
   if (config_.q_lora_rank) {
     const int Q = size(*config_.q_lora_rank);
@@ -469,25 +479,72 @@ void CudaDecoder::mla(const Step& step, const DeviceLayer& w) {
               .rows = r.keys},
              stream_);
   }
-  MlaAbsorbParams absorb{.x = q_.data(),
-                         .x_token_stride = q_width,
-                         .x_head_stride = head,
-                         .kv_b_proj = w.kv_b_proj,
-                         .rows = N,
-                         .heads = H,
-                         .nope = nope,
-                         .v = v,
-                         .y = absorbed_.data()};
-  mla_absorb_keys(absorb, stream_);
+  mla_absorb_keys(absorb_params(step, w), stream_);
+  mla_attend(step, w);
+}
+
+MlaAbsorbParams CudaDecoder::absorb_params(const Step& step, const DeviceLayer& w) const {
+  const std::int64_t H = config_.num_attention_heads, head = config_.qk_head_dim();
+  return {.x = q_.data(),
+          .x_token_stride = H * head,
+          .x_head_stride = size(head),
+          .kv_b_proj = w.kv_b_proj,
+          .rows = step.rows,
+          .heads = size(H),
+          .nope = size(config_.qk_nope_head_dim),
+          .v = size(config_.v_head_dim),
+          .y = absorbed_.data()};
+}
+
+/// Of absorbed_ and q_rope_, into attn_.
+void CudaDecoder::mla_attend(const Step& step, const DeviceLayer& w) {
+  const int H = size(config_.num_attention_heads), R = size(config_.kv_lora_rank);
   AttentionParams p = attention_params(step);
   p.q1 = absorbed_.data(), p.q2 = q_rope_.data();
-  p.k1 = p.v = r.cached_values, p.k2 = r.keys;
-  p.d1 = p.dv = R, p.d2 = rope;
+  p.k1 = p.v = step.cache.rows(step.layer, 1), p.k2 = step.cache.rows(step.layer, 0);
+  p.d1 = p.dv = R, p.d2 = size(config_.qk_rope_head_dim);
   p.y = latent_out_.data();
   attend(step, p);
+  MlaAbsorbParams absorb = absorb_params(step, w);
   absorb.x = latent_out_.data(), absorb.x_token_stride = static_cast<std::int64_t>(H) * R, absorb.x_head_stride = R;
   absorb.y = attn_.data();
   mla_absorb_values(absorb, stream_);
+}
+
+/// mla() of few rows in three launches, four where queries have a low rank.
+void CudaDecoder::mla_fused(const Step& step, const DeviceLayer& w) {
+  const Inputs in = inputs(step.rows);
+  MlaQkvRopeParams p{.x = x_.data(),
+                     .norm = {w.input_layernorm, static_cast<float>(config_.rms_norm_eps)},
+                     .q_a_proj = w.q_a_proj,
+                     .kv_a_proj = w.kv_a_proj_with_mqa,
+                     .q_proj = w.q_proj,
+                     .batch = size(step.call.batch),
+                     .tokens = size(step.call.tokens),
+                     .past = in.past,
+                     .cos = in.cos,
+                     .sin = in.sin,
+                     .heads = size(config_.num_attention_heads),
+                     .nope = size(config_.qk_nope_head_dim),
+                     .rope = size(config_.qk_rope_head_dim),
+                     .v = size(config_.v_head_dim),
+                     .kv_b_proj = w.kv_b_proj,
+                     .q_low = q_low_.data(),
+                     .q_latent = absorbed_.data(),
+                     .q_rope = q_rope_.data(),
+                     .latent_norm = {w.kv_a_layernorm, kLatentNormEps},
+                     .kv = k_.data(),
+                     .keys = step.cache.rows(step.layer, 0),
+                     .latents = step.cache.rows(step.layer, 1),
+                     .partial = partial_.data(),
+                     .arrived = arrived_.data()};
+  mla_qkv_rope(p, stream_);
+  if (config_.q_lora_rank) {
+    p.x = q_low_.data(), p.norm = {w.q_a_layernorm, kLatentNormEps};
+    p.q_a_proj = p.kv_a_proj = {}, p.q_proj = w.q_b_proj;
+    mla_qkv_rope(p, stream_);
+  }
+  mla_attend(step, w);
 }
 
 GateParams CudaDecoder::gate_params(int rows) const {
@@ -586,13 +643,16 @@ void CudaDecoder::mlp_block(const Step& step, const DeviceLayer& w) {
   tap(step, "", x_.data(), D);
 }
 
-/// The same as layer() in 5 launches, 6 with experts (MLA: a few more): few rows, and nobody asks for what lies
-/// between.
+/// The same as layer() in 5 launches (MLA: 6, and 7 where queries have a low rank), for few rows when nobody asks for
+/// what lies between.
 void CudaDecoder::fused_layer(const Step& step, const DeviceLayer& w) {
   const int N = step.rows, D = size(config_.hidden_size);
   const auto eps = static_cast<float>(config_.rms_norm_eps);
   const int width = size(config_.rope_dim());
-  if (config_.use_mla || !qkv_rope_fits(N, width)) {
+  if (config_.use_mla &&
+      mla_qkv_rope_fits(N, config_.q_lora_rank ? w.q_b_proj : w.q_proj, size(config_.qk_nope_head_dim), width)) {
+    mla_fused(step, w);
+  } else if (config_.use_mla || !qkv_rope_fits(N, width)) {
     norm(x_.data(), D, w.input_layernorm, eps, N, D, hidden_.data());
     config_.use_mla ? mla(step, w) : mha(step, w);
   } else {
@@ -616,24 +676,28 @@ void CudaDecoder::fused_layer(const Step& step, const DeviceLayer& w) {
     qkv_rope(p, stream_);
     mha_attend(step);
   }
-  linear(attn_.data(), N, {{w.o_proj, x_.data(), D}}, {.adds = true});
 
   const RowNorm norm{w.post_attention_layernorm, eps};
   ExpertGroups g{};
   ExpertsParams p = experts_params(step, is_dense(w) ? w.mlp : w.experts, nullptr);
-  if (!is_dense(w)) {
+  if (is_dense(w)) {
+    linear(attn_.data(), N, {{w.o_proj, x_.data(), D}}, {.adds = true});
+  } else {
     g = groups();
     p = experts_params(step, w.experts, &g);
     GateParams gate = gate_params(N);
     gate.bias = w.e_score_correction_bias;
-    route({.x = x_.data(),
-           .norm = norm,
-           .weight = w.gate,
-           .logits = gate_logits_.data(),
-           .gate = gate,
-           .groups = g,
-           .arrived = arrived_.data()},
-          stream_);
+    o_proj_route({.attn = attn_.data(),
+                  .o_proj = w.o_proj,
+                  .x = x_.data(),
+                  .norm = norm,
+                  .weight = w.gate,
+                  .partial = partial_.data(),
+                  .gate = gate,
+                  .logits = gate_logits_.data(),
+                  .groups = g,
+                  .arrived = arrived_.data()},
+                 stream_);
     p.shared_gate_proj = w.shared_experts.gate_proj;
     p.shared_up_proj = w.shared_experts.up_proj;
     p.shared_down_proj = w.shared_experts.down_proj;

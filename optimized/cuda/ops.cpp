@@ -247,6 +247,7 @@ Run attention(Setup& s) {
                     .d2 = s.p.has("q2") ? static_cast<int>(s.p["q2"].dim(2)) : 0,
                     .dv = static_cast<int>(s.p[values].dim(3)),
                     .scale = optimized::softmax_scale(s.p.config),
+                    .rounds = s.rounds(),
                     .mask = nullptr,
                     .mask_batch = 0,
                     .mask_token = 0,
