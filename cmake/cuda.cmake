@@ -43,8 +43,11 @@ if(NOT CMAKE_CXX_COMPILER_ID STREQUAL GNU)
   set(DSV2_NVCC_HOST_COMPILER "${DSV2_GXX}")
 endif()
 
-find_library(DSV2_CUDART cudart_static HINTS "${folder}/lib64" "${folder}/lib" "${folder}/targets/x86_64-linux/lib"
-                                       NO_DEFAULT_PATH)
+# What backend cuda is linked with. The wheel of cuBLAS has its library by the full name only.
+set(hints HINTS "${folder}/lib64" "${folder}/lib" "${folder}/targets/x86_64-linux/lib" NO_DEFAULT_PATH)
+find_library(DSV2_CUDART cudart_static ${hints})
+find_library(DSV2_CUBLASLT NAMES cublasLt libcublasLt.so.13 ${hints})
+find_path(DSV2_CUBLAS_INCLUDE cublasLt.h HINTS "${DSV2_CUDA_INCLUDE}" NO_DEFAULT_PATH)
 
 # cuda_objects(VARIABLE [SEPARABLE] [ARCH 80] [SASS 90 ...] [DEFINITIONS ...] [OPTIONS ...] SOURCES ...): compiles them
 # with nvcc and puts the object files into VARIABLE. ARCH: PTX of these; SASS: machine code of these. OPTIONS go to nvcc.

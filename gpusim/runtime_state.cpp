@@ -86,11 +86,15 @@ cudaError_t& last_error() {
 
 void State::tell(const std::string& call, const Refusal& refusal) {
   if (refusal.why.empty()) return;
+  tell(refusal.kind, dsv2::concat(call, ": ", refusal.why, " (", cudaGetErrorName(refusal.error), ')'));
+}
+
+void State::tell(FindingKind kind, std::string message) {
   Finding finding;
-  finding.kind = refusal.kind;
+  finding.kind = kind;
   // A program may try a call to see whether it is refused. With all checks off that is its own affair.
   finding.warning = !any(environment.settings.checks);
-  finding.message = dsv2::concat(call, ": ", refusal.why, " (", cudaGetErrorName(refusal.error), ')');
+  finding.message = std::move(message);
   report.add(finding);
 }
 

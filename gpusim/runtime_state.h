@@ -155,6 +155,7 @@ class State {
     if (sticky != cudaSuccess) throw Refusal{sticky, ""};
   }
   void tell(const std::string& call, const Refusal& refusal);
+  void tell(FindingKind kind, std::string message);
   /// For operations when their stream reaches them: nothing on a broken device; a refusal breaks it.
   template <class Body>
   void run_operation(const std::string& what, Body&& body) {

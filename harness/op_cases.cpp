@@ -35,6 +35,13 @@ Config odd_mla() {
   return c;
 }
 
+/// Heads wider than 128, and a number that is no power of two.
+Config wide_mha() {
+  Config c = Config::preset("tiny-mha");
+  c.hidden_size = 4 * 200;
+  return c;
+}
+
 /// Eight experts of deepseek-ocr's width: grouping without 64 of them in memory.
 Config ocr_8_experts() {
   Config c = Config::preset("deepseek-ocr");
@@ -112,6 +119,7 @@ constexpr struct {
     {kLite, preset<kLite>},
     {"odd-mha", odd_mha},
     {"odd-mla", odd_mla},
+    {"wide-mha", wide_mha},
     {"deepseek-ocr-8-experts", ocr_8_experts},
     {"mha-linear", rope_model<RopeType::linear, false>},
     {"mha-dynamic", rope_model<RopeType::dynamic, false>},
@@ -142,16 +150,20 @@ struct Size {
 };
 // The first two sizes of a list take every fill, the others the first one.
 constexpr Size kRows[] = {{1, 1, 0}, {2, 33, 0}, {1, 2, 0}, {1, 257, 0}};
+constexpr Size kSomeRows[] = {{1, 12, 0}};  // too many to go one by one, too few for a library's tiles
 constexpr Size kContext[] = {{2, 1, 5},  {2, 33, 7},  {1, 1, 0},   {1, 2, 0},
                              {1, 33, 0}, {1, 257, 0}, {1, 1, 257}, {3, 2, 31}};
 constexpr Size kRealRows[] = {{1, 1, 0}, {1, 33, 0}};
-constexpr Size kRealContext[] = {{1, 1, 511}, {1, 1, 4095}, {1, 257, 0}}, kRealDecode[] = {{1, 1, 511}, {1, 1, 4095}};
+constexpr Size kRealContext[] = {{1, 1, 511}, {1, 1, 4095}, {1, 257, 0}},
+               kRealLatent[] = {{1, 1, 511}, {1, 1, 4095}, {1, 33, 40}};
+constexpr Size kChunk[] = {{2, 33, 7}};
 constexpr Size kOneRow[] = {{1, 1, 0}};
 constexpr Size kPadded[] = {{2, 33, 7}, {3, 2, 131}};  // one block of keys, and three
 
 constexpr std::string_view kSmall[] = {"tiny-mha", "tiny-mla", "odd-mha", "odd-mla"};
 constexpr std::string_view kSmallMha[] = {"tiny-mha", "odd-mha"};
 constexpr std::string_view kSmallMla[] = {"tiny-mla", "odd-mla"};
+constexpr std::string_view kWideMha[] = {"wide-mha"};
 constexpr std::string_view kReal[] = {kOcr};
 constexpr std::string_view kRealMla[] = {kLite};
 constexpr std::string_view kFewExperts[] = {"deepseek-ocr-8-experts"};
@@ -219,6 +231,7 @@ const Family kFamilies[] = {
     {"linear", "self_attn.kv_a_proj_with_mqa", kSmallMla, kRows, kMatrix, kNormal},
     {"linear", "self_attn.o_proj", kSmall, kRows, kMatrix},
     {"linear", "self_attn.o_proj", kReal, kRealRows, kMatrix, kNormal},
+    {"linear", "self_attn.o_proj", kSmall, kSomeRows, kMatrix, kNormal},
     {"linear", "self_attn.kv_a_proj_with_mqa", kRealMla, kRealRows, kMatrix, kNormal},
     {"rope", "self_attn.rope", kRopes, kContext, kF32, kNormal},
     {"rope", "self_attn.rope", kSmall, kContext},
@@ -237,8 +250,9 @@ const Family kFamilies[] = {
     {"attention", kAttention, kSmallMla, kContext, kBf16, kWeights, kCache, true, MlaForm::absorbed},
     {"attention", kAttention, kSmallMla, kContext, kBf16, kWeights, kCache, true, MlaForm::expanded},
     {"attention", kAttention, kReal, kRealContext, kBf16, kNormal, kCache},
-    {"attention", kAttention, kRealMla, kRealDecode, kBf16, kNormal, kCache, false, MlaForm::absorbed},
-    {"attention", kAttention, kRealMla, kRealDecode, kF32, kNormal, kCache, false, MlaForm::absorbed},
+    {"attention", kAttention, kWideMha, kChunk, kBf16, kNormal, kCache, true},
+    {"attention", kAttention, kRealMla, kRealLatent, kBf16, kNormal, kCache, false, MlaForm::absorbed},
+    {"attention", kAttention, kRealMla, kRealLatent, kF32, kNormal, kCache, false, MlaForm::absorbed},
     {"mla_absorb", "self_attn.kv_b_proj", kSmallMla, kRows, kMatrix},
     {"mla_absorb", "self_attn.kv_b_proj", kRealMla, kOneRow, kMatrix, kNormal},
     {"add", "self_attn.residual", kSmall},
@@ -257,6 +271,7 @@ const Family kFamilies[] = {
     {"shared_experts", "mlp.shared_experts", kReal, kRealRows, kMatrix, kNormal},
     {"mlp", "mlp", kSmall, kRows, kMatrix},
     {"mlp", "mlp", kActivations, kRows, kMatrix},
+    {"mlp", "mlp", kSmall, kSomeRows, kMatrix, kNormal},
     {"mlp", "mlp", kReal, kOneRow, kMatrix, kNormal},
     {"lm_head", "lm_head", kSmall, kRows, kMatrix},
     {"lm_head", "lm_head", kReal, kOneRow, kMatrix, kNormal},

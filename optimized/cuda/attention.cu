@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "optimized/cuda/attention.cuh"
 #include "optimized/cuda/device.h"
 #include "optimized/cuda/dispatch.h"
 #include "optimized/cuda/kernels.h"
@@ -17,23 +18,6 @@ namespace dsv2::cuda {
 namespace {
 
 constexpr int kWarps = 4, kThreads = kWarps * kWarp;
-
-/// What a query may see.
-struct Sight {
-  const std::uint8_t* mask;  // of its keys; null: all
-  int end;                   // keys from here on are hidden
-};
-__device__ inline bool all_masked(const AttentionParams& p, int b, int s) {
-  return p.all_masked != nullptr && p.all_masked[b * p.tokens + s] != 0;
-}
-__device__ inline Sight sight_of(const AttentionParams& p, int b, int s) {
-  const int past = *p.past, total = past + p.tokens;
-  if (all_masked(p, b, s)) return {nullptr, total};
-  Sight sight = {p.mask, past + s + 1};
-  if (p.mask != nullptr) sight.mask += b * p.mask_batch + s * p.mask_token;
-  if (p.mask != nullptr && p.mask_token != 0) sight.end = total;
-  return sight;
-}
 
 /// q . k of this warp's lanes, over HEADS heads whose queries lie in shared memory `width` apart.
 template <int HEADS>
@@ -211,7 +195,7 @@ __global__ void __launch_bounds__(kThreads, 2) attention_probabilities_kernel(At
   float most = -INFINITY;
   for (int t = warp; t < q.total; t += kWarps) {
     float score[1] = {-INFINITY};
-    if (t < sight.end && (sight.mask == nullptr || sight.mask[t] != 0)) {
+    if (sight.sees(t)) {
       if (blind)
         score[0] = 0;
       else
@@ -262,6 +246,7 @@ std::int64_t attention_partial_size(const AttentionParams& p) {
 }
 
 void attention(const AttentionParams& p, cudaStream_t stream) {
+  if (flash_attention_fits(p)) return flash_attention(p, stream);
   const auto launch = [&](auto heads, auto lanes) {
     constexpr int kHeads = decltype(heads)::value;
     const std::size_t floats =

@@ -9,6 +9,7 @@
 #include "optimized/attention_mask.h"
 #include "optimized/cuda/backend.h"
 #include "optimized/cuda/device.h"
+#include "optimized/cuda/device_array.h"
 #include "optimized/cuda/device_kv_cache.h"
 #include "optimized/cuda/device_weights.h"
 #include "optimized/cuda/graph.h"
@@ -81,6 +82,9 @@ class CudaDecoder final : public Decoder {
   void mha(const Step& step, const DeviceLayer& w);
   void mha_attend(const Step& step);
   void mla(const Step& step, const DeviceLayer& w);
+  void mla_fused(const Step& step, const DeviceLayer& w);
+  void mla_attend(const Step& step, const DeviceLayer& w);
+  MlaAbsorbParams absorb_params(const Step& step, const DeviceLayer& w) const;
   void attend(const Step& step, AttentionParams params);
   AttentionParams attention_params(const Step& step) const;
   void mlp_block(const Step& step, const DeviceLayer& w);
@@ -88,11 +92,13 @@ class CudaDecoder final : public Decoder {
   ExpertsParams experts_params(const Step& step, const DeviceMlp& mlp, const ExpertGroups* g) const;
   bool fits_fused(std::int64_t rows) const {
     return rows <= kFewRows && (!config_.n_routed_experts ||
-                                route_fits(size(rows), size(*config_.n_routed_experts), size(config_.n_group)));
+                                o_proj_route_fits(size(rows), size(*config_.n_routed_experts), size(config_.n_group)));
   }
   bool is_fused(const Step& step) const { return !step.sink && fits_fused(step.rows); }
   void fused_layer(const Step& step, const DeviceLayer& w);
-  void norm(const float* x, std::int64_t x_stride, const float* weight, float eps, int rows, int width, float* y);
+  void norm(const float* x, std::int64_t x_stride, const float* weight, float eps, int rows, int width, float* y,
+            std::uint16_t* rounded = nullptr);
+  std::uint16_t* rounded_for(const Step& step, const Matrix& m) const;
   void head(const ForwardInput& input, const Step& step, ForwardOutput& out);
   bool is_plain_step(const ForwardInput& input, const Call& call) const;
   void enqueue_plain_step(Step step, bool logits);
@@ -102,6 +108,7 @@ class CudaDecoder final : public Decoder {
     bool keeps = false;  ///< rows stay f32
     const std::int32_t* pick = nullptr;
     bool adds = false;  ///< to what is there
+    const std::uint16_t* rounded = nullptr;
   };
   void linear(const float* x, int rows, std::initializer_list<LinearSegment> segments, const LinearOptions& how);
   void linear(const float* x, int rows, std::initializer_list<LinearSegment> segments) {
@@ -122,6 +129,7 @@ class CudaDecoder final : public Decoder {
   Options options_;
   Stream stream_;
   DeviceWeights weights_;
+  Blas blas_;
   float scale_;
   int processors_ = 1;
 
@@ -157,7 +165,8 @@ DeviceKvCache& CudaDecoder::own_kind(KvCache& cache) const {
 }
 
 std::int64_t CudaDecoder::workspace_bytes() const {
-  std::int64_t sum = weights_.bytes() + inputs_.bytes() + arrived_.bytes() + mask_.bytes() + all_masked_.bytes();
+  std::int64_t sum =
+      weights_.bytes() + blas_.bytes() + inputs_.bytes() + arrived_.bytes() + mask_.bytes() + all_masked_.bytes();
   for (const Rows* b :
        {&x_,           &hidden_,      &q_,           &k_,    &v_,          &q_low_,      &q_low_norm_,
         &q_rope_,      &k_rope_,      &latent_,      &attn_, &absorbed_,   &latent_out_, &block_out_,
@@ -203,8 +212,23 @@ Tensor CudaDecoder::download(const float* data, Shape shape) const {
 }
 
 void CudaDecoder::norm(const float* x, std::int64_t x_stride, const float* weight, float eps, int rows, int width,
-                       float* y) {
-  rms_norm({.x = x, .x_stride = x_stride, .weight = weight, .eps = eps, .rows = rows, .width = width, .y = y}, stream_);
+                       float* y, std::uint16_t* rounded) {
+  rms_norm({.x = x,
+            .x_stride = x_stride,
+            .weight = weight,
+            .eps = eps,
+            .rows = rows,
+            .width = width,
+            .y = y,
+            .rounded = rounded,
+            .rounded_stride = row_stride(width, Storage::bf16)},
+           stream_);
+}
+
+/// Where norm() leaves rows that meet `m` next, when it is the library that takes them and no sink may change them.
+std::uint16_t* CudaDecoder::rounded_for(const Step& step, const Matrix& m) const {
+  const bool wanted = !step.sink && m.storage == Storage::bf16 && Blas::takes(step.rows, m.storage, rounds());
+  return wanted ? blas_.rounded() : nullptr;
 }
 
 void CudaDecoder::linear(const float* x, int rows, std::initializer_list<LinearSegment> segments,
@@ -214,11 +238,12 @@ void CudaDecoder::linear(const float* x, int rows, std::initializer_list<LinearS
                  .rows = rows,
                  .pick = how.pick,
                  .rounds = rounds() && !how.keeps,
+                 .rounded = how.rounded,
                  .adds = how.adds,
                  .segment_count = static_cast<int>(segments.size()),
                  .segments = {}};
   std::copy(segments.begin(), segments.end(), p.segments);
-  cuda::linear(p, stream_);
+  cuda::linear(p, blas_, stream_);
 }
 
 /// Every buffer that a call works in, before the first launch: nothing is allocated among them.
@@ -245,15 +270,23 @@ void CudaDecoder::make_room(int rows, int most, std::int64_t batch, std::int64_t
     if (N > kFewRows) expert_out_.get(N * k * D);
   }
   act_.get(act);
+  const std::int64_t unit = std::max(c.intermediate_size, c.n_routed_experts ? c.shared_intermediate_size() : 0);
+  blas_.make_room(rows, std::max({D, H * c.value_head_dim(), c.q_lora_rank.value_or(0), unit}), unit);
   AttentionParams p{};
   p.batch = size(batch), p.tokens = size(tokens), p.heads = size(H);
   p.dv = size(c.use_mla ? c.kv_lora_rank : c.head_dim());
   p.splits =
       attention_splits(p.batch, p.tokens, p.heads, c.use_mla ? 1 : size(c.num_key_value_heads), most, processors_);
-  partial_.get(attention_partial_size(p));
-  // One more: the router's.
-  const std::int64_t arrivals =
-      1 + attention_arrivals(p.batch, p.tokens, p.heads, c.use_mla ? 1 : size(c.num_key_value_heads));
+  std::int64_t partial = attention_partial_size(p);
+  std::int64_t arrivals = attention_arrivals(p.batch, p.tokens, p.heads, c.use_mla ? 1 : size(c.num_key_value_heads));
+  if (fits_fused(N) && c.n_routed_experts)
+    partial = std::max(partial, o_proj_route_partial_size(rows, size(D), size(*c.n_routed_experts)));
+  if (fits_fused(N) && c.use_mla) {
+    partial =
+        std::max(partial, mla_qkv_rope_partial_size(rows, size(H), size(c.qk_nope_head_dim), size(c.kv_lora_rank)));
+    arrivals = std::max(arrivals, 1 + H);
+  }
+  partial_.get(partial);
   if (arrivals * std::int64_t{sizeof(int)} > arrived_.bytes()) {
     arrived_.get(arrivals);
     DSV2_CUDA(cudaMemsetAsync(arrived_.data(), 0, static_cast<std::size_t>(arrived_.bytes()), stream_));
@@ -315,12 +348,13 @@ AttentionParams CudaDecoder::attention_params(const Step& step) const {
           .d2 = 0,
           .dv = 0,
           .scale = scale_,
+          .rounds = rounds(),
           .mask = step.mask,
           .mask_batch = step.mask_batch,
           .mask_token = step.mask_token,
           .all_masked = step.all_masked,
           .splits = attention_splits(B, S, H, K, step.most, processors_),
-          .arrived = arrived_.data() + 1,
+          .arrived = arrived_.data(),
           .partial = partial_.data(),
           .y = nullptr};
 }
@@ -334,7 +368,8 @@ void CudaDecoder::attend(const Step& step, AttentionParams p) {
 void CudaDecoder::mha(const Step& step, const DeviceLayer& w) {
   const int N = step.rows, H = size(config_.num_attention_heads), K = size(config_.num_key_value_heads);
   const int d = size(config_.head_dim());
-  linear(hidden_.data(), N, {{w.q_proj, q_.data(), H * d}, {w.k_proj, k_.data(), K * d}, {w.v_proj, v_.data(), K * d}});
+  linear(hidden_.data(), N, {{w.q_proj, q_.data(), H * d}, {w.k_proj, k_.data(), K * d}, {w.v_proj, v_.data(), K * d}},
+         {.rounded = rounded_for(step, w.q_proj)});
   tap(step, "self_attn.q_proj", q_.data(), H * d);
   tap(step, "self_attn.k_proj", k_.data(), K * d);
   tap(step, "self_attn.v_proj", v_.data(), K * d);
@@ -389,18 +424,20 @@ void CudaDecoder::mha_attend(const Step& step) {
 void CudaDecoder::mla(const Step& step, const DeviceLayer& w) {
   const int N = step.rows, H = size(config_.num_attention_heads), R = size(config_.kv_lora_rank);
   const int rope = size(config_.qk_rope_head_dim), nope = size(config_.qk_nope_head_dim);
-  const int v = size(config_.v_head_dim), head = nope + rope, q_width = H * head;
+  const int head = nope + rope, q_width = H * head;
   const Matrix& kv_a = w.kv_a_proj_with_mqa;
   if (config_.q_lora_rank) {
     const int Q = size(*config_.q_lora_rank);
-    linear(hidden_.data(), N, {{w.q_a_proj, q_low_.data(), Q}, {kv_a, k_.data(), R + rope}});
+    linear(hidden_.data(), N, {{w.q_a_proj, q_low_.data(), Q}, {kv_a, k_.data(), R + rope}},
+           {.rounded = rounded_for(step, kv_a)});
     tap(step, "self_attn.q_a_proj", q_low_.data(), Q);
-    norm(q_low_.data(), Q, w.q_a_layernorm, kLatentNormEps, N, Q, q_low_norm_.data());
+    norm(q_low_.data(), Q, w.q_a_layernorm, kLatentNormEps, N, Q, q_low_norm_.data(), rounded_for(step, w.q_b_proj));
     tap(step, "self_attn.q_a_layernorm", q_low_norm_.data(), Q);
-    linear(q_low_norm_.data(), N, {{w.q_b_proj, q_.data(), q_width}});
+    linear(q_low_norm_.data(), N, {{w.q_b_proj, q_.data(), q_width}}, {.rounded = rounded_for(step, w.q_b_proj)});
     tap(step, "self_attn.q_b_proj", q_.data(), q_width);
   } else {
-    linear(hidden_.data(), N, {{w.q_proj, q_.data(), q_width}, {kv_a, k_.data(), R + rope}});
+    linear(hidden_.data(), N, {{w.q_proj, q_.data(), q_width}, {kv_a, k_.data(), R + rope}},
+           {.rounded = rounded_for(step, kv_a)});
     tap(step, "self_attn.q_proj", q_.data(), q_width);
   }
   tap(step, "self_attn.kv_a_proj_with_mqa", k_.data(), R + rope);
@@ -442,25 +479,72 @@ void CudaDecoder::mla(const Step& step, const DeviceLayer& w) {
               .rows = r.keys},
              stream_);
   }
-  MlaAbsorbParams absorb{.x = q_.data(),
-                         .x_token_stride = q_width,
-                         .x_head_stride = head,
-                         .kv_b_proj = w.kv_b_proj,
-                         .rows = N,
-                         .heads = H,
-                         .nope = nope,
-                         .v = v,
-                         .y = absorbed_.data()};
-  mla_absorb_keys(absorb, stream_);
+  mla_absorb_keys(absorb_params(step, w), stream_);
+  mla_attend(step, w);
+}
+
+MlaAbsorbParams CudaDecoder::absorb_params(const Step& step, const DeviceLayer& w) const {
+  const std::int64_t H = config_.num_attention_heads, head = config_.qk_head_dim();
+  return {.x = q_.data(),
+          .x_token_stride = H * head,
+          .x_head_stride = size(head),
+          .kv_b_proj = w.kv_b_proj,
+          .rows = step.rows,
+          .heads = size(H),
+          .nope = size(config_.qk_nope_head_dim),
+          .v = size(config_.v_head_dim),
+          .y = absorbed_.data()};
+}
+
+/// Of absorbed_ and q_rope_, into attn_.
+void CudaDecoder::mla_attend(const Step& step, const DeviceLayer& w) {
+  const int H = size(config_.num_attention_heads), R = size(config_.kv_lora_rank);
   AttentionParams p = attention_params(step);
   p.q1 = absorbed_.data(), p.q2 = q_rope_.data();
-  p.k1 = p.v = r.cached_values, p.k2 = r.keys;
-  p.d1 = p.dv = R, p.d2 = rope;
+  p.k1 = p.v = step.cache.rows(step.layer, 1), p.k2 = step.cache.rows(step.layer, 0);
+  p.d1 = p.dv = R, p.d2 = size(config_.qk_rope_head_dim);
   p.y = latent_out_.data();
   attend(step, p);
+  MlaAbsorbParams absorb = absorb_params(step, w);
   absorb.x = latent_out_.data(), absorb.x_token_stride = static_cast<std::int64_t>(H) * R, absorb.x_head_stride = R;
   absorb.y = attn_.data();
   mla_absorb_values(absorb, stream_);
+}
+
+/// mla() of few rows in three launches, four where queries have a low rank.
+void CudaDecoder::mla_fused(const Step& step, const DeviceLayer& w) {
+  const Inputs in = inputs(step.rows);
+  MlaQkvRopeParams p{.x = x_.data(),
+                     .norm = {w.input_layernorm, static_cast<float>(config_.rms_norm_eps)},
+                     .q_a_proj = w.q_a_proj,
+                     .kv_a_proj = w.kv_a_proj_with_mqa,
+                     .q_proj = w.q_proj,
+                     .batch = size(step.call.batch),
+                     .tokens = size(step.call.tokens),
+                     .past = in.past,
+                     .cos = in.cos,
+                     .sin = in.sin,
+                     .heads = size(config_.num_attention_heads),
+                     .nope = size(config_.qk_nope_head_dim),
+                     .rope = size(config_.qk_rope_head_dim),
+                     .v = size(config_.v_head_dim),
+                     .kv_b_proj = w.kv_b_proj,
+                     .q_low = q_low_.data(),
+                     .q_latent = absorbed_.data(),
+                     .q_rope = q_rope_.data(),
+                     .latent_norm = {w.kv_a_layernorm, kLatentNormEps},
+                     .kv = k_.data(),
+                     .keys = step.cache.rows(step.layer, 0),
+                     .latents = step.cache.rows(step.layer, 1),
+                     .partial = partial_.data(),
+                     .arrived = arrived_.data()};
+  mla_qkv_rope(p, stream_);
+  if (config_.q_lora_rank) {
+    p.x = q_low_.data(), p.norm = {w.q_a_layernorm, kLatentNormEps};
+    p.q_a_proj = p.kv_a_proj = {}, p.q_proj = w.q_b_proj;
+    mla_qkv_rope(p, stream_);
+  }
+  mla_attend(step, w);
 }
 
 GateParams CudaDecoder::gate_params(int rows) const {
@@ -521,34 +605,37 @@ ExpertsParams CudaDecoder::experts_params(const Step& step, const DeviceMlp& mlp
           .shared_down_proj = {},
           .activation = config_.hidden_act,
           .rounds = rounds(),
+          .rounded = rounded_for(step, mlp.gate_proj.first),
           .adds = false,
           .act = act_.data(),
+          .act_rounded = !step.sink,
           .partial = expert_out_.data(),
           .y = block_out_.data()};
 }
 
 void CudaDecoder::mlp_block(const Step& step, const DeviceLayer& w) {
   const std::int64_t D = config_.hidden_size;
+  const Matrix& first = (is_dense(w) ? w.mlp : w.shared_experts).gate_proj.first;
   norm(x_.data(), D, w.post_attention_layernorm, static_cast<float>(config_.rms_norm_eps), step.rows, size(D),
-       hidden_.data());
+       hidden_.data(), rounded_for(step, first));
   tap(step, "post_attention_layernorm", hidden_.data(), D);
   if (is_dense(w)) {
     const ExpertsParams p = experts_params(step, w.mlp, nullptr);
-    experts_act(p, stream_);
+    experts_act(p, blas_, stream_);
     tap(step, "mlp.act", act_.data(), w.mlp.gate_proj.first.out);
-    experts_down(p, stream_);
+    experts_down(p, blas_, stream_);
   } else {
     route_apart(step, w);
     const ExpertGroups g = groups();
     const ExpertsParams routed = experts_params(step, w.experts, &g);
-    experts_act(routed, stream_);
-    experts_down(routed, stream_);
+    experts_act(routed, blas_, stream_);
+    experts_down(routed, blas_, stream_);
     tap(step, "mlp.experts", block_out_.data(), D);
     if (w.shared_experts.gate_proj.first.data) {
       ExpertsParams shared = experts_params(step, w.shared_experts, nullptr);
       shared.adds = true;
-      experts_act(shared, stream_);
-      experts_down(shared, stream_);
+      experts_act(shared, blas_, stream_);
+      experts_down(shared, blas_, stream_);
     }
   }
   tap(step, "mlp", block_out_.data(), D);
@@ -556,13 +643,16 @@ void CudaDecoder::mlp_block(const Step& step, const DeviceLayer& w) {
   tap(step, "", x_.data(), D);
 }
 
-/// The same as layer() in 5 launches, 6 with experts (MLA: a few more): few rows, and nobody asks for what lies
-/// between.
+/// The same as layer() in 5 launches (MLA: 6, and 7 where queries have a low rank), for few rows when nobody asks for
+/// what lies between.
 void CudaDecoder::fused_layer(const Step& step, const DeviceLayer& w) {
   const int N = step.rows, D = size(config_.hidden_size);
   const auto eps = static_cast<float>(config_.rms_norm_eps);
   const int width = size(config_.rope_dim());
-  if (config_.use_mla || !qkv_rope_fits(N, width)) {
+  if (config_.use_mla &&
+      mla_qkv_rope_fits(N, config_.q_lora_rank ? w.q_b_proj : w.q_proj, size(config_.qk_nope_head_dim), width)) {
+    mla_fused(step, w);
+  } else if (config_.use_mla || !qkv_rope_fits(N, width)) {
     norm(x_.data(), D, w.input_layernorm, eps, N, D, hidden_.data());
     config_.use_mla ? mla(step, w) : mha(step, w);
   } else {
@@ -586,37 +676,42 @@ void CudaDecoder::fused_layer(const Step& step, const DeviceLayer& w) {
     qkv_rope(p, stream_);
     mha_attend(step);
   }
-  linear(attn_.data(), N, {{w.o_proj, x_.data(), D}}, {.adds = true});
 
   const RowNorm norm{w.post_attention_layernorm, eps};
   ExpertGroups g{};
   ExpertsParams p = experts_params(step, is_dense(w) ? w.mlp : w.experts, nullptr);
-  if (!is_dense(w)) {
+  if (is_dense(w)) {
+    linear(attn_.data(), N, {{w.o_proj, x_.data(), D}}, {.adds = true});
+  } else {
     g = groups();
     p = experts_params(step, w.experts, &g);
     GateParams gate = gate_params(N);
     gate.bias = w.e_score_correction_bias;
-    route({.x = x_.data(),
-           .norm = norm,
-           .weight = w.gate,
-           .logits = gate_logits_.data(),
-           .gate = gate,
-           .groups = g,
-           .arrived = arrived_.data()},
-          stream_);
+    o_proj_route({.attn = attn_.data(),
+                  .o_proj = w.o_proj,
+                  .x = x_.data(),
+                  .norm = norm,
+                  .weight = w.gate,
+                  .partial = partial_.data(),
+                  .gate = gate,
+                  .logits = gate_logits_.data(),
+                  .groups = g,
+                  .arrived = arrived_.data()},
+                 stream_);
     p.shared_gate_proj = w.shared_experts.gate_proj;
     p.shared_up_proj = w.shared_experts.up_proj;
     p.shared_down_proj = w.shared_experts.down_proj;
   }
   p.x = x_.data(), p.norm = norm;
-  experts_act(p, stream_);
+  experts_act(p, blas_, stream_);
   p.y = x_.data(), p.adds = true;
-  experts_down(p, stream_);
+  experts_down(p, blas_, stream_);
 }
 
 void CudaDecoder::layer(const Step& step, const DeviceLayer& w) {
   const std::int64_t D = config_.hidden_size;
-  norm(x_.data(), D, w.input_layernorm, static_cast<float>(config_.rms_norm_eps), step.rows, size(D), hidden_.data());
+  norm(x_.data(), D, w.input_layernorm, static_cast<float>(config_.rms_norm_eps), step.rows, size(D), hidden_.data(),
+       rounded_for(step, config_.use_mla ? w.kv_a_proj_with_mqa : w.q_proj));
   tap(step, "input_layernorm", hidden_.data(), D);
   if (config_.use_mla)
     mla(step, w);

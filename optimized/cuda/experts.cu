@@ -2,9 +2,9 @@
 //
 // Tokens are grouped by expert on the device; nothing that is launched depends on how many an expert got. With few
 // rows, blocks share out the hidden units (experts_act) or the columns of y (experts_down), and each element of a
-// touched expert is read once (row_product.cuh). With many rows, tiles of 64 places of one expert (tile_product.cuh);
+// touched expert is read once (row_product.cuh). With more rows, tiles of 64 places of one expert (tile_product.cuh);
 // what an expert gives waits by place, and each token gathers its own, in ascending order of the experts: the same
-// order in both ways, no atomics.
+// order in both ways, no atomics. An MLP over many rows, f32 or bf16, is three products of the library (blas.h).
 #include <algorithm>
 
 #include "optimized/cuda/device.h"
@@ -216,6 +216,73 @@ unsigned most_tiles(const ExpertsParams& p) {
                              : up(p.rows, kTileRows);
 }
 
+/// act = activation(act) * up, or, into `rounded`, the same in bf16. A block a row.
+struct Gated {
+  float* act;
+  const float* up;
+  int width;
+  Activation activation;
+  std::uint16_t* rounded;  ///< rows rounded_stride apart; null: into act
+  std::int64_t rounded_stride;
+};
+constexpr int kGatedThreads = 256;
+__global__ void gated_kernel(Gated p) {
+  float* act = p.act + blockIdx.x * static_cast<std::int64_t>(p.width);
+  const float* up = p.up + blockIdx.x * static_cast<std::int64_t>(p.width);
+  auto* rounded = reinterpret_cast<__nv_bfloat16*>(p.rounded) + blockIdx.x * p.rounded_stride;
+  for (int f = threadIdx.x; f < p.width; f += kGatedThreads) {
+    const float value = activate(p.activation, act[f]) * up[f];
+    if (p.rounded != nullptr)
+      rounded[f] = __float2bfloat16(value);
+    else
+      act[f] = value;
+  }
+}
+
+bool by_library(const ExpertsParams& p, const Matrix& m) {
+  return p.groups == nullptr && Blas::takes(p.rows, m.storage, p.rounds);
+}
+/// Whether the next product takes act from Blas::rounded().
+bool leaves_rounded(const ExpertsParams& p) {
+  const Matrix& down = p.down_proj.first;
+  return p.act_rounded && down.storage == Storage::bf16 && by_library(p, p.gate_proj.first) && by_library(p, down);
+}
+
+LinearParams linear_params(const ExpertsParams& p, const float* x, const std::uint16_t* rounded, int in) {
+  return {.x = x,
+          .x_stride = in,
+          .rows = p.rows,
+          .pick = nullptr,
+          .rounds = p.rounds,
+          .rounded = rounded,
+          .adds = false,
+          .segment_count = 1,
+          .segments = {}};
+}
+
+void act_by_library(const ExpertsParams& p, const Blas& blas, cudaStream_t stream) {
+  const Matrix &gate = p.gate_proj.first, &up = p.up_proj.first;
+  LinearParams l = linear_params(p, p.x, p.rounded, gate.in);
+  l.segment_count = 2;
+  l.segments[0] = {gate, p.act, gate.out}, l.segments[1] = {up, blas.up(), up.out};
+  linear(l, blas, stream);
+  const Gated gated = {.act = p.act,
+                       .up = blas.up(),
+                       .width = gate.out,
+                       .activation = p.activation,
+                       .rounded = leaves_rounded(p) ? blas.rounded() : nullptr,
+                       .rounded_stride = p.down_proj.first.stride};
+  gated_kernel<<<static_cast<unsigned>(p.rows), kGatedThreads, 0, stream>>>(gated);
+}
+
+void down_by_library(const ExpertsParams& p, const Blas& blas, cudaStream_t stream) {
+  const Matrix& down = p.down_proj.first;
+  LinearParams l = linear_params(p, p.act, leaves_rounded(p) ? blas.rounded() : nullptr, down.in);
+  l.adds = p.adds;
+  l.segments[0] = {down, p.y, down.out};
+  linear(l, blas, stream);
+}
+
 }  // namespace
 
 void expert_groups(const ExpertGroupsParams& p, cudaStream_t stream) {
@@ -224,7 +291,12 @@ void expert_groups(const ExpertGroupsParams& p, cudaStream_t stream) {
   DSV2_CUDA_LAUNCHED(expert_groups);
 }
 
-void experts_act(const ExpertsParams& p, cudaStream_t stream) {
+void experts_act(const ExpertsParams& p, const Blas& blas, cudaStream_t stream) {
+  if (by_library(p, p.gate_proj.first)) {
+    act_by_library(p, blas, stream);
+    DSV2_CUDA_LAUNCHED(experts_act);
+    return;
+  }
   with_storage(p.gate_proj.first.storage, [&](auto w) {
     constexpr Storage W = decltype(w)::value;
     const int F = p.gate_proj.first.out;
@@ -247,7 +319,8 @@ void experts_act(const ExpertsParams& p, cudaStream_t stream) {
   DSV2_CUDA_LAUNCHED(experts_act);
 }
 
-void experts_down(const ExpertsParams& p, cudaStream_t stream) {
+void experts_down(const ExpertsParams& p, const Blas& blas, cudaStream_t stream) {
+  if (by_library(p, p.down_proj.first)) return down_by_library(p, blas, stream);
   with_storage(p.down_proj.first.storage, [&](auto w) {
     constexpr Storage W = decltype(w)::value;
     const int D = p.down_proj.first.out;

@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "model/config.h"
+#include "optimized/cuda/blas.h"
 #include "optimized/cuda/types.h"
 
 namespace dsv2::cuda {
@@ -30,7 +31,9 @@ struct RmsNormParams {
   const float* weight;  ///< [width]
   float eps;
   int rows, width;
-  float* y;  ///< [rows, width]
+  float* y;                     ///< [rows, width]
+  std::uint16_t* rounded;       ///< the same in bf16, for the library; null: not wanted
+  std::int64_t rounded_stride;  ///< its rows, apart
 };
 void rms_norm(const RmsNormParams& p, cudaStream_t stream);
 
@@ -50,18 +53,20 @@ struct LinearSegment {
 };
 inline constexpr int kMaxSegments = 4;
 
-/// y = x W^T + bias of each segment, in one launch. All weights have one storage and one `in`.
+/// y = x W^T + bias of each segment: in one launch, or by the library where it takes them. All weights have one storage
+/// and one `in`.
 struct LinearParams {
   const float* x;  ///< [N, in], rows x_stride apart
   std::int64_t x_stride;
-  int rows;                  ///< N
-  const std::int32_t* pick;  ///< [N]: row i is x[pick[i]]; null: x[i]
-  bool rounds;               ///< many rows may be rounded to bf16 for the tensor cores
-  bool adds;                 ///< y += instead of y =
+  int rows;                      ///< N
+  const std::int32_t* pick;      ///< [N]: row i is x[pick[i]]; null: x[i]
+  bool rounds;                   ///< many rows may be rounded to bf16 for the tensor cores
+  const std::uint16_t* rounded;  ///< they have been: bf16, rows a matrix's stride apart; null: not yet
+  bool adds;                     ///< y += instead of y =
   int segment_count;
   LinearSegment segments[kMaxSegments];
 };
-void linear(const LinearParams& p, cudaStream_t stream);
+void linear(const LinearParams& p, const Blas& blas, cudaStream_t stream);
 
 /// Rotates the last `width` columns of each head by its token's angles (pairs (i, i + width/2), or (2i, 2i + 1) when
 /// interleaved, whose result is de-interleaved: QUIRKS 2), and writes keys and values into the cache behind the rows
@@ -105,6 +110,32 @@ struct QkvRopeParams {
 bool qkv_rope_fits(int rows, int width);
 void qkv_rope(const QkvRopeParams& p, cudaStream_t stream);
 
+/// All of a decode step of MLA up to attention, for few rows, in one launch; in two where queries have a low rank: one
+/// with q_a_proj and kv_a_proj, one with q_b_proj as q_proj, x = q_low and q_a_layernorm as its norm. Where
+/// mla_qkv_rope_fits() says so.
+struct MlaQkvRopeParams {
+  const float* x;  ///< [N, in of the matrices]
+  RowNorm norm;
+  Matrix q_a_proj, kv_a_proj, q_proj;  ///< no data: not in this launch; one storage
+  int batch, tokens;                   ///< B, S; N = B S <= kFewRows
+  const int* past;
+  const float *cos, *sin;  ///< [N, rope/2]
+  int heads, nope, rope, v;
+  Matrix kv_b_proj;     ///< as in MlaAbsorbParams
+  float* q_low;         ///< [N, out of q_a_proj], not normalised
+  float* q_latent;      ///< [N,H,R]: q_nope W_uk
+  float* q_rope;        ///< [N,H,rope]
+  RowNorm latent_norm;  ///< kv_a_layernorm
+  float* kv;            ///< [N, R + rope] of scratch
+  CachedRows keys;      ///< k_pe
+  CachedRows latents;
+  float* partial;  ///< mla_qkv_rope_partial_size() floats of scratch
+  int* arrived;    ///< [1 + H] zeros, and zeros again afterwards
+};
+bool mla_qkv_rope_fits(int rows, const Matrix& q_proj, int nope, int rope);
+std::int64_t mla_qkv_rope_partial_size(int rows, int heads, int nope, int latent);
+void mla_qkv_rope(const MlaQkvRopeParams& p, cudaStream_t stream);
+
 /// Copies rows [N, heads * width] into the cache behind the rows that it holds.
 struct KvWriteParams {
   const float* x;
@@ -130,6 +161,7 @@ struct AttentionParams {
   CachedRows k1, k2, v;
   int d1, d2, dv;
   float scale;
+  bool rounds;                          ///< queries and probabilities may be rounded to bf16 for the tensor cores
   const std::uint8_t* mask;             ///< 1: visible; null: causal only. Rank 2 [B,T]; rank 4 [B,S,T]
   std::int64_t mask_batch, mask_token;  ///< strides of mask; mask_token 0: rank 2, on top of causality
   const std::uint8_t* all_masked;       ///< [B,S]: 1 where no key is visible; null: nowhere
@@ -148,6 +180,12 @@ std::int64_t attention_partial_size(const AttentionParams& p);
 /// How many ints AttentionParams::arrived has.
 int attention_arrivals(int batch, int tokens, int heads, int key_heads);
 void attention(const AttentionParams& p, cudaStream_t stream);
+/// What attention() does on tensor cores (flash_attention.cu): kFlashTokens or more, p.rounds, a bf16 cache whose rows
+/// are multiples of 16 bytes, keys and values of MHA and GQA up to 256 wide, or of MLA's latent space up to 512 + 64.
+/// Each block reads its keys alone: `splits`, `partial` and `arrived` are not looked at.
+inline constexpr int kFlashTokens = 32;
+bool flash_attention_fits(const AttentionParams& p);
+void flash_attention(const AttentionParams& p, cudaStream_t stream);
 
 /// The probabilities of the same: [B,H,S,T], T = `total`.
 struct AttentionProbabilitiesParams {
@@ -209,20 +247,24 @@ struct ExpertGroupsParams {
 };
 void expert_groups(const ExpertGroupsParams& p, cudaStream_t stream);
 
-/// The whole router of few rows in one launch: logits = norm(x) W^T, choice, weights, groups. The last block to arrive
-/// chooses.
-struct RouteParams {
-  const float* x;  ///< [N,D]
+/// x += attn o_proj^T + bias, then the whole router, for few rows in one launch: logits = norm(x) W^T, choice, weights,
+/// groups. Where o_proj_route_fits() says so.
+struct OProjRouteParams {
+  const float* attn;  ///< [N, in of o_proj]
+  Matrix o_proj;
+  float* x;  ///< [N,D]
   RowNorm norm;
-  Matrix weight;  ///< [E,D], f32 or bf16
-  float* logits;  ///< [N,E]
+  Matrix weight;   ///< [E,D], f32 or bf16
+  float* partial;  ///< o_proj_route_partial_size() floats of scratch
   GateParams gate;
+  float* logits;  ///< [N,E]: gate.logits
   ExpertGroups groups;
   int* arrived;  ///< 0, and 0 again afterwards
 };
-/// Each warp of the last block needs shared memory for a score of every expert and group.
-bool route_fits(int rows, int experts, int groups);
-void route(const RouteParams& p, cudaStream_t stream);
+/// The last block needs shared memory for some numbers of every expert and group.
+bool o_proj_route_fits(int rows, int experts, int groups);
+std::int64_t o_proj_route_partial_size(int rows, int hidden, int experts);
+void o_proj_route(const OProjRouteParams& p, cudaStream_t stream);
 
 /// MLPs over the rows of x, each over its own: act = activation(x gate_proj^T) * (x up_proj^T), and
 /// y[n] (+)= sum over its experts, in ascending order, of weight * (act down_proj^T). Without groups there is one MLP,
@@ -238,14 +280,16 @@ struct ExpertsParams {
   /// places'.
   MatrixStack shared_gate_proj, shared_up_proj, shared_down_proj;
   Activation activation;
-  bool rounds;     ///< many rows may be rounded to bf16 for the tensor cores
-  bool adds;       ///< y += instead of y =
-  float* act;      ///< [N*k,F]: by place; then [N,F of the shared MLP]
-  float* partial;  ///< [N*k,D], by place; few rows do without
-  float* y;        ///< [N,D]
+  bool rounds;                   ///< many rows may be rounded to bf16 for the tensor cores
+  const std::uint16_t* rounded;  ///< x, as in LinearParams
+  bool adds;                     ///< y += instead of y =
+  float* act;                    ///< [N*k,F]: by place; then [N,F of the shared MLP]
+  bool act_rounded;              ///< what the library takes next may be left in Blas::rounded() alone
+  float* partial;                ///< [N*k,D], by place; few rows do without
+  float* y;                      ///< [N,D]
 };
-void experts_act(const ExpertsParams& p, cudaStream_t stream);
-void experts_down(const ExpertsParams& p, cudaStream_t stream);
+void experts_act(const ExpertsParams& p, const Blas& blas, cudaStream_t stream);
+void experts_down(const ExpertsParams& p, const Blas& blas, cudaStream_t stream);
 
 /// The lowest index of the largest of each row.
 struct ArgmaxParams {

@@ -1,5 +1,6 @@
-// y = x W^T + bias. Few rows: blocks share out the rows of the matrices (row_product.cuh), which are read once. Many
-// rows: a block a tile of 64 x 64 (tile_product.cuh). What is read beside the matrix: the rows, once a block.
+// y = x W^T + bias. Few rows: blocks share out the rows of the matrices (row_product.cuh), which are read once. More
+// rows: a block a tile of 64 x 64 (tile_product.cuh). What is read beside the matrix: the rows, once a block. Many rows
+// of f32 or bf16: the library (blas.h), the rows rounded for it once.
 #include "optimized/cuda/device.h"
 #include "optimized/cuda/dispatch.h"
 #include "optimized/cuda/kernels.h"
@@ -56,10 +57,39 @@ __global__ void __launch_bounds__(kTileThreads) linear_tiles_kernel(LinearParams
   }
 }
 
+/// y[i] = x[pick[i]] in bf16, rows y_stride apart. A block a row.
+constexpr int kRoundThreads = 256;
+__global__ void round_rows_kernel(LinearParams p, std::uint16_t* y, std::int64_t y_stride) {
+  const float* from = p.x + (p.pick != nullptr ? p.pick[blockIdx.x] : blockIdx.x) * p.x_stride;
+  auto* to = reinterpret_cast<__nv_bfloat16*>(y) + blockIdx.x * y_stride;
+  for (int c = threadIdx.x; c < p.segments[0].weight.in; c += kRoundThreads) to[c] = __float2bfloat16(from[c]);
+}
+
+void linear_by_library(const LinearParams& p, const Blas& blas, cudaStream_t stream) {
+  const Matrix& first = p.segments[0].weight;
+  MatmulParams product{
+      .x = p.x, .x_stride = p.x_stride, .rows = p.rows, .weight = {}, .adds = p.adds, .y = nullptr, .y_stride = 0};
+  if (first.storage == Storage::bf16) {
+    product.x = p.rounded, product.x_stride = first.stride;
+    if (p.rounded == nullptr) {
+      product.x = blas.rounded();
+      round_rows_kernel<<<static_cast<unsigned>(p.rows), kRoundThreads, 0, stream>>>(p, blas.rounded(), first.stride);
+      DSV2_CUDA_LAUNCHED(round_rows);
+    }
+  }
+  for (int i = 0; i < p.segment_count; ++i) {
+    const LinearSegment& s = p.segments[i];
+    product.weight = s.weight, product.y = s.y, product.y_stride = s.y_stride;
+    blas.matmul(product, stream);
+  }
+}
+
 }  // namespace
 
-void linear(const LinearParams& p, cudaStream_t stream) {
+void linear(const LinearParams& p, const Blas& blas, cudaStream_t stream) {
   const Storage storage = p.segments[0].weight.storage;
+  const bool as_they_lie = p.pick == nullptr || storage == Storage::bf16;
+  if (Blas::takes(p.rows, storage, p.rounds) && as_they_lie) return linear_by_library(p, blas, stream);
   with_storage(storage, [&](auto w) {
     constexpr Storage W = decltype(w)::value;
     if (p.rows <= kFewRows) {

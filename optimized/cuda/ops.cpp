@@ -24,6 +24,7 @@ struct Setup {
   const Options& options;
   OpMemory& memory;
   Stream stream = {};
+  Blas blas = {};
   std::vector<DeviceBuffer<std::byte>> buffers = {};
   std::vector<Run> before = {}, after = {};  ///< copies of a run
 
@@ -143,7 +144,9 @@ Run rms_norm(Setup& s) {
                         .eps = static_cast<float>(s.p.config.rms_norm_eps),
                         .rows = s.rows(),
                         .width = static_cast<int>(width),
-                        .y = s.output<float>("y")};
+                        .y = s.output<float>("y"),
+                        .rounded = nullptr,
+                        .rounded_stride = 0};
   return [p, &s] { rms_norm(p, s.stream); };
 }
 
@@ -160,10 +163,12 @@ Run linear(Setup& s) {
                        .rows = static_cast<int>(s.p["x"].dim(0)),
                        .pick = nullptr,
                        .rounds = s.rounds() && s.p.op != "gate",
+                       .rounded = nullptr,
                        .adds = false,
                        .segment_count = 1,
                        .segments = {{m, s.output<float>("y"), m.out}}};
-  return [p, &s] { linear(p, s.stream); };
+  s.blas.make_room(p.rows, m.in, 0);
+  return [p, &s] { linear(p, s.blas, s.stream); };
 }
 
 Run rope(Setup& s) {
@@ -242,6 +247,7 @@ Run attention(Setup& s) {
                     .d2 = s.p.has("q2") ? static_cast<int>(s.p["q2"].dim(2)) : 0,
                     .dv = static_cast<int>(s.p[values].dim(3)),
                     .scale = optimized::softmax_scale(s.p.config),
+                    .rounds = s.rounds(),
                     .mask = nullptr,
                     .mask_batch = 0,
                     .mask_token = 0,
@@ -357,17 +363,20 @@ Run mlps(Setup& s) {
                   .shared_down_proj = {},
                   .activation = s.p.config.hidden_act,
                   .rounds = s.rounds(),
+                  .rounded = nullptr,
                   .adds = false,
                   .act = s.allocate<float>(places * F),
+                  .act_rounded = true,
                   .partial = s.allocate<float>(places * D),
                   .y = s.output<float>("y")};
+  if (!routed) s.blas.make_room(N, std::max(D, F), F);
   return [=, &s]() mutable {
     if (routed) {
       expert_groups(grouping, s.stream);
       p.groups = &grouping.groups;
     }
-    experts_act(p, s.stream);
-    experts_down(p, s.stream);
+    experts_act(p, s.blas, s.stream);
+    experts_down(p, s.blas, s.stream);
   };
 }
 

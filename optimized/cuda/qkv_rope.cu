@@ -4,6 +4,7 @@
 #include "optimized/cuda/device.h"
 #include "optimized/cuda/dispatch.h"
 #include "optimized/cuda/kernels.h"
+#include "optimized/cuda/rope.cuh"
 #include "optimized/cuda/row_product.cuh"
 
 namespace dsv2::cuda {
@@ -23,23 +24,18 @@ __global__ void __launch_bounds__(kProductThreads<W>, kProductBlocks<ROWS>) qkv_
   product<W, ROWS>(
       m, first, [&](int n) { return p.x + static_cast<std::int64_t>(n) * of.in; }, p.batch * p.tokens, p.norm, memory,
       [&](int i, int n, const float(&value)[2]) {
-        float a = value[0], b = value[1];
-        if (bias != nullptr) a += bias[i], b += bias[i + half];
-        if (is_query || is_key) {
-          const float cos = p.cos[n * half + i], sin = p.sin[n * half + i], before = a;
-          a = before * cos - b * sin;
-          b = b * cos + before * sin;
-        }
+        Pair x = {value[0], value[1]};
+        if (bias != nullptr) x.first += bias[i], x.second += bias[i + half];
+        if (is_query || is_key) x = rotated(x, p.cos[n * half + i], p.sin[n * half + i]);
         if (is_query) {
           float* y = p.q_rope + (static_cast<std::int64_t>(n) * p.heads + head) * p.width + i;
-          y[0] = a, y[half] = b;
+          y[0] = x.first, y[half] = x.second;
           return;
         }
         const CachedRows& rows = is_key ? p.keys : p.values;
-        const std::int64_t to = n / p.tokens * rows.batch_stride + head * rows.head_stride +
-                                static_cast<std::int64_t>(*p.past + n % p.tokens) * rows.row_stride + i;
-        store(rows.data, rows.storage, to, a);
-        store(rows.data, rows.storage, to + half, b);
+        const std::int64_t to = cached_at(rows, n / p.tokens, head, *p.past + n % p.tokens) + i;
+        store(rows.data, rows.storage, to, x.first);
+        store(rows.data, rows.storage, to + half, x.second);
       });
 }
 

@@ -17,7 +17,12 @@ __global__ void rms_norm_kernel(RmsNormParams p) {
   for (int c = threadIdx.x; c < p.width; c += kThreads) sum += x[c] * x[c];
   const float mean = block_sum(sum, sums) / static_cast<float>(p.width);
   const float scale = 1.0f / sqrtf(mean + p.eps);
-  for (int c = threadIdx.x; c < p.width; c += kThreads) y[c] = p.weight[c] * (x[c] * scale);
+  auto* rounded = reinterpret_cast<__nv_bfloat16*>(p.rounded) + blockIdx.x * p.rounded_stride;
+  for (int c = threadIdx.x; c < p.width; c += kThreads) {
+    const float value = p.weight[c] * (x[c] * scale);
+    y[c] = value;
+    if (p.rounded != nullptr) rounded[c] = __float2bfloat16(value);
+  }
 }
 
 __global__ void add_kernel(AddParams p) {

@@ -3,27 +3,18 @@
 #include "optimized/cuda/device.h"
 #include "optimized/cuda/kernels.h"
 #include "optimized/cuda/load.cuh"
+#include "optimized/cuda/rope.cuh"
 
 namespace dsv2::cuda {
 namespace {
 
 constexpr int kThreads = 256;
 
-/// Where row `position` of a head lies.
-__device__ inline std::int64_t cached_at(const CachedRows& rows, int b, int head, int position) {
-  return b * rows.batch_stride + head * rows.head_stride + static_cast<std::int64_t>(position) * rows.row_stride;
-}
-
-/// Pair i of a head: to (i, i + half) of `y`, and of the cache where `cached` says so.
-struct Rotated {
-  float first, second;
-};
-__device__ inline Rotated rotate(const RopeKvWriteParams& p, const float* x, int n, int i) {
+/// Pair i of a head.
+__device__ inline Pair rotate(const RopeKvWriteParams& p, const float* x, int n, int i) {
   const int half = p.width / 2;
-  const float a = x[p.interleaved ? 2 * i : i], b = x[p.interleaved ? 2 * i + 1 : i + half];
-  const float cos = p.cos[static_cast<std::int64_t>(n) * half + i],
-              sin = p.sin[static_cast<std::int64_t>(n) * half + i];
-  return {a * cos - b * sin, b * cos + a * sin};
+  const std::int64_t at = static_cast<std::int64_t>(n) * half + i;
+  return rotated({x[p.interleaved ? 2 * i : i], x[p.interleaved ? 2 * i + 1 : i + half]}, p.cos[at], p.sin[at]);
 }
 
 __global__ void rope_kv_write_kernel(RopeKvWriteParams p) {
@@ -31,13 +22,13 @@ __global__ void rope_kv_write_kernel(RopeKvWriteParams p) {
   const int position = p.past != nullptr ? *p.past + n % p.tokens : 0;
   for (int at = threadIdx.x; at < p.heads * half; at += kThreads) {
     const int h = at / half, i = at % half;
-    const Rotated r = rotate(p, p.q + n * p.q_token_stride + h * p.q_head_stride, n, i);
+    const Pair r = rotate(p, p.q + n * p.q_token_stride + h * p.q_head_stride, n, i);
     float* y = p.q_rope + (static_cast<std::int64_t>(n) * p.heads + h) * p.width;
     y[i] = r.first, y[i + half] = r.second;
   }
   for (int at = threadIdx.x; at < p.key_heads * half; at += kThreads) {
     const int h = at / half, i = at % half;
-    const Rotated r = rotate(p, p.k + n * p.k_token_stride + h * p.k_head_stride, n, i);
+    const Pair r = rotate(p, p.k + n * p.k_token_stride + h * p.k_head_stride, n, i);
     if (p.k_rope != nullptr) {
       float* y = p.k_rope + (static_cast<std::int64_t>(n) * p.key_heads + h) * p.width;
       y[i] = r.first, y[i + half] = r.second;

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "optimized/cuda/load.cuh"
+#include "optimized/cuda/mma.cuh"
 
 namespace dsv2::cuda {
 
@@ -22,7 +23,7 @@ struct TileRows {
 template <bool TENSOR>
 struct TileMemory;
 template <>
-struct TileMemory<true> {
+struct alignas(16) TileMemory<true> {
   static constexpr int kDepth = 64, kStride = kDepth + 8;
   using Element = __nv_bfloat16;
   union {
@@ -30,7 +31,7 @@ struct TileMemory<true> {
       Element a[kTile][kStride], b[kTile][kStride];
       float scales[kDepth / kGroupColumns][kTile];  ///< of a quantised matrix
     };
-    float c[kTile][kTile + 1];
+    float c[kTile][kTile + 8];
   };
 };
 template <>
@@ -41,7 +42,7 @@ struct TileMemory<false> {
     struct {
       Element a[kTile][kStride], b[kTile][kStride];
     };
-    float c[kTile][kTile + 1];
+    float c[kTile][kTile + 2];
   };
 };
 
@@ -96,28 +97,6 @@ __device__ void load_matrix(TileMemory<TENSOR>& s, const Matrix& m, int n0, int 
       for (int j = 0; j < Q::kWordColumns; ++j) s.b[at][column - begin + j] = rounded<T>(scale * Q::value(word, j));
     }
   }
-}
-
-/// A 16 x 16 piece of bf16 in shared memory as mma takes it: lane l gives the address of one of its 32 rows of 8.
-__device__ inline void load_fragment(unsigned (&f)[4], const __nv_bfloat16* row) {
-  const auto address = static_cast<unsigned>(__cvta_generic_to_shared(row));
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(f[0]), "=r"(f[1]), "=r"(f[2]), "=r"(f[3])
-               : "r"(address));
-}
-/// The same, each 8 x 8 piece transposed.
-__device__ inline void load_fragment_transposed(unsigned (&f)[4], const __nv_bfloat16* row) {
-  const auto address = static_cast<unsigned>(__cvta_generic_to_shared(row));
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(f[0]), "=r"(f[1]), "=r"(f[2]), "=r"(f[3])
-               : "r"(address));
-}
-/// c += a b of 16 x 8 x 16.
-__device__ inline void mma(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 /// s.c[i][j] = row i times row n0 + j of the matrix, for a block of kTileThreads; after a barrier. The caller puts
@@ -189,7 +168,9 @@ __device__ void tile_product(TileMemory<TENSOR>& s, const TileRows& rows, const 
 #pragma unroll
       for (int j = 0; j < 4; ++j)
 #pragma unroll
-        for (int x = 0; x < 4; ++x) s.c[i0 + i * 16 + x / 2 * 8][j0 + j * 8 + x % 2] = sums[(i * 4 + j) * 4 + x];
+        for (int x = 0; x < 4; x += 2)
+          *reinterpret_cast<float2*>(&s.c[i0 + i * 16 + x * 4][j0 + j * 8]) = {sums[(i * 4 + j) * 4 + x],
+                                                                               sums[(i * 4 + j) * 4 + x + 1]};
   } else {
 #pragma unroll
     for (int i = 0; i < 8; ++i)

@@ -1,0 +1,60 @@
+// Products of many rows by cuBLASLt: bound by arithmetic, where the library's kernels are the best there are. On the
+// simulator gpusim answers its calls.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "optimized/cuda/device.h"
+#include "optimized/cuda/types.h"
+
+struct cublasLtContext;
+
+namespace dsv2::cuda {
+
+/// From this many rows on, products are the library's: as many as mma multiplies at once.
+inline constexpr int kManyRows = 16;
+
+/// y = x W^T + bias, or y += it. Rows and matrix of one storage, f32 or bf16; sums and y in f32.
+struct MatmulParams {
+  const void* x;  ///< [rows, in], rows x_stride elements apart
+  std::int64_t x_stride;
+  int rows;
+  Matrix weight;
+  bool adds;
+  float* y;  ///< [rows, out], rows y_stride apart
+  std::int64_t y_stride;
+};
+
+/// The library's handle and workspace, and rows on their way to it and from it.
+class Blas {
+ public:
+  Blas();
+
+  /// Whether rows meet a matrix of this storage here; `rounds`: they may be rounded to bf16 for it.
+  static bool takes(int rows, Storage storage, bool rounds) {
+    return rows >= kManyRows && (storage == Storage::f32 || (storage == Storage::bf16 && rounds));
+  }
+  /// Memory for `rows` of at most `in` columns, and for MLPs of at most `hidden` units.
+  void make_room(int rows, std::int64_t in, std::int64_t hidden);
+  std::int64_t bytes() const { return workspace_.bytes() + rounded_.bytes() + up_.bytes(); }
+  std::uint16_t* rounded() const { return rounded_.data(); }  ///< bf16 [rows, in]
+  float* up() const { return up_.data(); }                    ///< [rows, hidden]
+
+  /// Throws Error where the library refuses.
+  void matmul(const MatmulParams& p, cudaStream_t stream) const;
+
+ private:
+  struct Destroy {
+    void operator()(cublasLtContext* handle) const;
+  };
+  std::unique_ptr<cublasLtContext, Destroy> handle_;
+  DeviceBuffer<std::byte> workspace_;
+  DeviceBuffer<std::uint16_t> rounded_;
+  DeviceBuffer<float> up_;
+};
+
+}  // namespace dsv2::cuda
