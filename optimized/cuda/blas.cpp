@@ -83,11 +83,8 @@ Blas::Blas() {
 
 void Blas::make_room(int rows, std::int64_t in, std::int64_t hidden) {
   if (rows < kManyRows) return;
-  // What NVIDIA recommends for Hopper, and less where the sums of no product split sixteen times over k fill it.
-  constexpr std::int64_t kMostWorkspace = std::int64_t{32} << 20, kParts = 16;
-  workspace_.get(std::min(kMostWorkspace, kParts * rows * std::max(in, hidden) * std::int64_t{sizeof(float)}));
-  constexpr std::int64_t kUnit = 8;  // rows of bf16 begin at multiples of 16 bytes
-  rounded_.get(rows * ((in + kUnit - 1) / kUnit * kUnit));
+  workspace_.get(workspace_for(rows, in, hidden));
+  rounded_.get(rows * rounded_stride(in));
   up_.get(rows * hidden);
 }
 

@@ -4,6 +4,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -40,6 +41,11 @@ class Blas {
   }
   /// Memory for `rows` of at most `in` columns, and for MLPs of at most `hidden` units.
   void make_room(int rows, std::int64_t in, std::int64_t hidden);
+  /// What bytes() is then.
+  static std::int64_t bytes_for(std::int64_t rows, std::int64_t in, std::int64_t hidden) {
+    if (rows < kManyRows) return 0;
+    return workspace_for(rows, in, hidden) + 2 * rows * rounded_stride(in) + 4 * rows * hidden;
+  }
   std::int64_t bytes() const { return workspace_.bytes() + rounded_.bytes() + up_.bytes(); }
   std::uint16_t* rounded() const { return rounded_.data(); }  ///< bf16 [rows, in]
   float* up() const { return up_.data(); }                    ///< [rows, hidden]
@@ -48,6 +54,14 @@ class Blas {
   void matmul(const MatmulParams& p, cudaStream_t stream) const;
 
  private:
+  /// What NVIDIA recommends for Hopper, and less where the sums of no product split sixteen times over k fill it.
+  static std::int64_t workspace_for(std::int64_t rows, std::int64_t in, std::int64_t hidden) {
+    constexpr std::int64_t kMost = std::int64_t{32} << 20, kParts = 16;
+    return std::min(kMost, kParts * rows * std::max(in, hidden) * std::int64_t{sizeof(float)});
+  }
+  /// Rows of bf16 begin at multiples of 16 bytes.
+  static std::int64_t rounded_stride(std::int64_t in) { return (in + 7) / 8 * 8; }
+
   struct Destroy {
     void operator()(cublasLtContext* handle) const;
   };

@@ -4,6 +4,7 @@
 #include "optimized/cuda/backend.h"
 #include "optimized/cuda/device_array.h"
 #include "optimized/cuda/device_weights.h"
+#include "optimized/cuda/kernels.h"
 
 namespace dsv2::cuda {
 
@@ -28,9 +29,20 @@ std::int64_t buffer_bytes(const Config& c, const Options&, std::int64_t B, std::
     act = std::max(act, k * c.moe_intermediate_size + c.shared_intermediate_size());
   }
   const std::int64_t value = (c.use_mla ? c.kv_lora_rank : c.head_dim()) + 2;
-  const std::int64_t partial = value * std::min(kMostBlocks * kHeadsOfBlock + N * H, N * H * (T / kLeastKeys));
+  std::int64_t partial = value * std::min(kMostBlocks * kHeadsOfBlock + N * H, N * H * (T / kLeastKeys));
+  if (N <= kFewRows) {
+    const auto size = [](std::int64_t of) { return static_cast<int>(of); };
+    if (c.n_routed_experts)
+      partial = std::max(partial, o_proj_route_partial_size(size(N), size(D), size(*c.n_routed_experts)));
+    if (c.use_mla)
+      partial = std::max(partial,
+                         mla_qkv_rope_partial_size(size(N), size(H), size(c.qk_nope_head_dim), size(c.kv_lora_rank)));
+  }
+  const std::int64_t hidden = std::max(c.intermediate_size, c.n_routed_experts ? c.shared_intermediate_size() : 0);
+  const std::int64_t blas =
+      Blas::bytes_for(N, std::max({D, H * c.value_head_dim(), c.q_lora_rank.value_or(0), hidden}), hidden);
   const std::int64_t logits = B * std::max<std::int64_t>(c.vocab_size, 1);
-  return 4 * (N * (token + act) + partial + logits);
+  return 4 * (N * (token + act) + partial + logits) + blas;
 }
 
 }  // namespace dsv2::cuda
