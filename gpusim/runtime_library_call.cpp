@@ -92,7 +92,9 @@ void run_call(State& state, const LibraryCall& call) {
   LaunchResult result;
   if (state.environment.settings.counts) result.counts = counts_of(call);
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  state.report.add(call.name, config, result);
+  KernelInfo info;
+  info.name = call.name;
+  state.report.add(info, config, result);
 }
 
 }  // namespace
