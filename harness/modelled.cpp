@@ -254,7 +254,7 @@ void print_resources(const Json& m, std::ostream& out) {
   }
   out << "\nregisters "
       << (machine_code ? concat("and spills by ptxas for sm_", machine_code) : "estimated from PTX: no machine code")
-      << "; in flight: resident blocks x warps x what a warp loads before it needs it; needed: "
+      << "; in flight: resident blocks x warps x the loads that need not wait for each other; needed: "
       << fixed(of(m.at("device"), "bandwidth_gb_s"), 0) << " GB/s x " << fixed(of(m.at("device"), "latency_ns"), 0)
       << " ns = " << si(needed, "B") << '\n';
   table.print(out);

@@ -570,21 +570,26 @@ double bytes_in_flight(const std::string& body) {
   return device.run("f", {1}, {32}, device.put(std::vector<unsigned>(256))).warp_bytes_in_flight;
 }
 
-TEST(GpusimInFlight, AWarpStopsAtWhatItNeeds) {
+TEST(GpusimInFlight, LoadsGoTogetherUpToOneThatNeedsAnother) {
   constexpr double kWord = 4 * 32;
   const std::string a = "ld.global.u32 %r3, [%rd1];\n", b = "ld.global.u32 %r4, [%rd1+128];\n";
   const std::string use_a = "add.u32 %r1, %r1, %r3;\n", use_b = "add.u32 %r1, %r1, %r4;\n";
   EXPECT_EQ(bytes_in_flight(a + use_a), kWord);
   EXPECT_EQ(bytes_in_flight(a + b + use_a + use_b), 2 * kWord);
-  EXPECT_EQ(bytes_in_flight(a + use_a + b + use_b), kWord);
-  EXPECT_EQ(bytes_in_flight(a + a + use_a), kWord);  // the register is written again
-  EXPECT_EQ(bytes_in_flight("ld.global.v4.u32 {%r3, %r4, %r5, %r6}, [%rd1];\n" + b), 4 * kWord);
+  EXPECT_EQ(bytes_in_flight(a + use_a + b + use_b), 2 * kWord);  // ptxas moves the second one up
+  EXPECT_EQ(bytes_in_flight(a + use_a + "st.global.u32 [%rd1], %r1;\n" + b + use_b), kWord);
+  EXPECT_EQ(bytes_in_flight(a + use_a + "bar.sync 0;\n" + b + use_b), kWord);
+  EXPECT_EQ(bytes_in_flight(a + use_a + "st.shared.u32 [tile], %r1;\n" + b + use_b), 2 * kWord);
+  // An address that was loaded: zeros.
+  EXPECT_EQ(bytes_in_flight(a + "cvt.u64.u32 %rd2, %r3;\nadd.u64 %rd2, %rd2, %rd1;\nld.global.u32 %r4, [%rd2];\n"),
+            kWord);
+  EXPECT_EQ(bytes_in_flight("ld.global.v4.u32 {%r3, %r4, %r5, %r6}, [%rd1];\n" + b), 5 * kWord);
   EXPECT_EQ(bytes_in_flight(""), 0);
 }
 
-TEST(GpusimInFlight, ATurnOfALoopAddsToTheLast) {
-  // What the next turn needs is loaded before this one's is used.
-  EXPECT_EQ(bytes_in_flight("ld.global.u32 %r3, [%rd1];\nL:\nmov.u32 %r5, %r2;\nld.global.u32 %r4, [%rd1+128];\n"
+TEST(GpusimInFlight, IsTheMeanOverWhatIsLoaded) {
+  // A word before the loop, two in each of its four turns.
+  EXPECT_EQ(bytes_in_flight("ld.global.u32 %r3, [%rd1];\nL:\nld.global.u32 %r4, [%rd1+128];\n"
                             "ld.global.u32 %r6, [%rd1+256];\nadd.u32 %r1, %r1, %r4;\nadd.u32 %r2, %r2, 1;\n"
                             "setp.lt.u32 %p, %r2, 4;\n@%p bra L;\nadd.u32 %r1, %r1, %r3;\n"),
             (8 * 2 + 1) / 9.0 * 128);
