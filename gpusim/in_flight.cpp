@@ -1,58 +1,60 @@
 // How many bytes of global memory a warp may have outstanding: what hides DRAM's latency.
 #include <algorithm>
-#include <deque>
-#include <iterator>
+#include <set>
 
 #include "gpusim/program.h"
 
 namespace gpusim {
 namespace {
 
-/// A load, or an asynchronous copy, that the warp has not waited for.
-struct Outstanding {
-  std::uint32_t bytes = 0;
-  std::vector<std::int32_t> registers;  ///< that it writes; none: a copy
-  int group = 0;                        ///< of a copy: how many were committed before
-};
+bool is_load(const InstructionFacts& facts, const RegisterUse& use) {
+  return facts.kind == InstructionClass::global_load && !use.definitions.empty();
+}
 
-/// A warp issues in order and stops at the first instruction that needs what is still on its way.
+/// What no load may be moved across.
+bool orders_loads(const InstructionFacts& facts) {
+  return facts.kind == InstructionClass::global_store || facts.kind == InstructionClass::atomic ||
+         facts.kind == InstructionClass::barrier;
+}
+
+/// The loads of a straight line of code that ptxas can issue together: it moves them up, ahead of the arithmetic that
+/// uses them, but for one whose address needs a value that is still on its way, and not across stores and barriers.
 class Window {
  public:
   /// Bytes outstanding once the instruction has been issued.
   std::uint32_t issue(const Instruction& in, const InstructionFacts& facts, const RegisterUse& use) {
-    if (facts.key == "cp.commit") ++group_;
-    if (facts.key == "cp.wait_all") arrive([](const Outstanding& o) { return o.registers.empty(); });
-    if (facts.key == "cp.wait")
-      arrive([&](const Outstanding& o) { return o.registers.empty() && o.group < group_ - in.immediate; });
-    arrive([&](const Outstanding& o) { return touches(use.uses, o) || touches(use.definitions, o); });
-    const bool copies = facts.key == "cp.async";
-    if (copies || (facts.kind == InstructionClass::global_load && !use.definitions.empty())) {
-      const auto bytes = std::uint32_t{in.bytes} * in.elements * kWarpLanes;
-      loads_.push_back({bytes, copies ? std::vector<std::int32_t>() : use.definitions, group_});
-      bytes_ += bytes;
+    const auto waits = std::any_of(use.uses.begin(), use.uses.end(), [&](int reg) { return late_.contains(reg); });
+    const auto bytes = std::uint32_t{in.bytes} * in.elements * kWarpLanes;
+    if (facts.key == "cp.commit") groups_.push_back(0);
+    if (facts.key == "cp.wait_all") groups_.assign(1, 0);
+    if (facts.key == "cp.wait") {  // leaves the last groups, and what is not in one yet
+      const auto left = std::min(groups_.size(), static_cast<std::size_t>(in.immediate) + 1);
+      groups_.erase(groups_.begin(), groups_.end() - static_cast<std::ptrdiff_t>(left));
     }
-    return bytes_;
+    if (facts.key == "cp.async") groups_.back() += bytes;
+    if (orders_loads(facts) || (is_load(facts, use) && waits)) end_line();
+    if (is_load(facts, use)) loaded_ += bytes;
+    for (const std::int32_t reg : use.definitions) {
+      if (waits || is_load(facts, use))
+        late_.insert(reg);
+      else
+        late_.erase(reg);
+    }
+    std::uint32_t all = loaded_;
+    for (const std::uint32_t group : groups_) all += group;
+    return all;
+  }
+
+  /// Registers are there; copies may still be on their way.
+  void end_line() {
+    loaded_ = 0;
+    late_.clear();
   }
 
  private:
-  static bool touches(const std::vector<std::int32_t>& registers, const Outstanding& load) {
-    return std::any_of(registers.begin(), registers.end(), [&](std::int32_t reg) {
-      return std::find(load.registers.begin(), load.registers.end(), reg) != load.registers.end();
-    });
-  }
-  /// What was issued before the last one that has to arrive has arrived too.
-  template <class Which>
-  void arrive(Which which) {
-    const auto last = std::find_if(loads_.rbegin(), loads_.rend(), which);
-    for (auto left = std::distance(last, loads_.rend()); left > 0; --left) {
-      bytes_ -= loads_.front().bytes;
-      loads_.pop_front();
-    }
-  }
-
-  std::deque<Outstanding> loads_;
-  std::uint32_t bytes_ = 0;
-  int group_ = 0;
+  std::uint32_t loaded_ = 0;                 // into registers
+  std::set<std::int32_t> late_;              // these, and what is computed from them
+  std::vector<std::uint32_t> groups_ = {0};  // of copies, oldest first; the last one is not committed
 };
 
 bool loads_global(const InstructionFacts& facts) {
@@ -73,9 +75,11 @@ void find_bytes_in_flight(Program& program, const std::vector<RegisterUse>& uses
     const bool loops = std::find(next.begin(), next.end(), static_cast<int>(begin)) != next.end();
     Window window;
     std::uint32_t most = 0;
-    for (int pass = 0; pass < (loops ? 2 : 1); ++pass)  // what one turn leaves outstanding, the next one adds to
+    for (int turn = 0; turn < (loops ? 2 : 1); ++turn) {  // copies that one leaves outstanding, the next one adds to
       for (std::size_t i = begin; i < end; ++i)
         most = std::max(most, window.issue(program.code[i], program.facts[i], uses[i]));
+      window.end_line();
+    }
     for (std::size_t i = begin; i < end; ++i)
       if (loads_global(program.facts[i])) program.in_flight[i] = most;
   }

@@ -269,8 +269,8 @@ RegisterAllocation allocate_registers(const std::vector<RegisterUse>& code, cons
 /// Whether a straight line of code begins at an instruction; one more entry than there are instructions.
 std::vector<bool> block_leaders(const std::vector<std::vector<int>>& successors);
 
-/// Fills Program::in_flight. The order is that of the PTX: ptxas may move loads further ahead. Bulk copies, whose size
-/// is not known before they run, are left out.
+/// Fills Program::in_flight, as if ptxas had registers for all loads that it may issue together. Bulk copies, whose
+/// size is not known before they run, are left out.
 void find_bytes_in_flight(Program& program, const std::vector<RegisterUse>& uses,
                           const std::vector<std::vector<int>>& successors);
 

@@ -37,6 +37,10 @@ void BackendFlags::add_to(CLI::App& sub, const std::string& defaults) {
 std::vector<const Backend*> BackendFlags::backends() const {
   std::vector<const Backend*> chosen;
   for (const std::string& n : names_) chosen.push_back(&find_backend(n));
+  // A simulator is not asked: its environment may still be set.
+  const auto unable = [](const Backend* b) { return !b->simulated && b->unavailable(); };
+  if (!chosen.empty() && std::ranges::all_of(chosen, unable))
+    throw Unavailable(concat(chosen.front()->name, ": ", *chosen.front()->unavailable()));
   return chosen;
 }
 

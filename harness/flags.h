@@ -20,7 +20,7 @@ class BackendFlags {
  public:
   void add_to(CLI::App& sub, const std::string& defaults);
   void leave_out(std::string_view name) { std::erase(names_, name); }  ///< of the defaults
-  /// In the order given. Throws Error for an unknown name.
+  /// In the order given. Throws Error for an unknown name, Unavailable where this machine can run none of them.
   std::vector<const Backend*> backends() const;
   /// Throws Error naming the flag for a dtype, KV dtype or attention form that is not one, and for lists of values.
   Options options(std::string_view dtype) const;

@@ -173,6 +173,7 @@ Json bars(const Json& m, const BarsOf& step) {
   double stack = 0, in_flight = std::numeric_limits<double>::infinity();
   Json spilling, starving;
   for (const Json& row : m.at("kernels")) {
+    if (of(row, "blocks") == 0) continue;  // a library's: how it computes is not known
     const double known =
         of(row, "machine_code") > 0 ? of(row, "stack_bytes") : std::numeric_limits<double>::quiet_NaN();
     if (!std::isnan(stack) && !(known <= stack)) stack = known, spilling = row.at("name");
@@ -254,7 +255,7 @@ void print_resources(const Json& m, std::ostream& out) {
   }
   out << "\nregisters "
       << (machine_code ? concat("and spills by ptxas for sm_", machine_code) : "estimated from PTX: no machine code")
-      << "; in flight: resident blocks x warps x what a warp loads before it needs it; needed: "
+      << "; in flight: resident blocks x warps x the loads that need not wait for each other; needed: "
       << fixed(of(m.at("device"), "bandwidth_gb_s"), 0) << " GB/s x " << fixed(of(m.at("device"), "latency_ns"), 0)
       << " ns = " << si(needed, "B") << '\n';
   table.print(out);

@@ -36,8 +36,9 @@ void count_on_simulator(const std::string& device);
 /// registers and stack_bytes (spills, and arrays in local memory) of a thread are ptxas's for sm_<machine_code>, the
 /// machine code that the library carries beside its PTX; machine_code 0: there is none, and registers are an estimate.
 /// These and what follows them are of the launches that move most of the kernel's bytes; stack_bytes is the largest.
-/// bytes_in_flight: blocks resident on the device x warps of a block x what a warp issues in loads before it needs the
-/// first of them, in the order of the PTX. bytes_in_flight_needed: bandwidth x latency, by Little's law.
+/// bytes_in_flight: blocks resident on the device x warps of a block x the loads that a straight line of code can issue
+/// together, none needing another's value (gpusim/in_flight.cpp). bytes_in_flight_needed: bandwidth x latency of idle
+/// DRAM, by Little's law; under load it takes more.
 Json modelled(const std::string& before, const std::string& after, const Bytes& minimum);
 
 /// What bars are for: the step that was counted.

@@ -558,6 +558,53 @@ TEST(GpusimPtx, ScopesHideRegistersAndLabels) {
        [](Bits a, Bits, Bits) { return a; }});
 }
 
+/// What a warp has outstanding in the kernel of this body, whose parameter is the array %rd1.
+double bytes_in_flight(const std::string& body) {
+  Simulated device(
+      ".version 8.0\n.target sm_80\n.address_size 64\n.visible .entry f(.param .u64 a)\n{\n.reg .b32 %r<12>;\n"
+      ".reg .b64 %rd<4>;\n.reg .pred %p;\n.shared .align 16 .b8 tile[1024];\nld.param.u64 %rd1, [a];\n"
+      "mov.u32 %r1, 0;\nmov.u32 %r2, 0;\n" +
+          body + "st.global.u32 [%rd1], %r1;\nret;\n}\n",
+      Checks{});
+  device.settings.counts = true;
+  return device.run("f", {1}, {32}, device.put(std::vector<unsigned>(256))).warp_bytes_in_flight;
+}
+
+TEST(GpusimInFlight, LoadsGoTogetherUpToOneThatNeedsAnother) {
+  constexpr double kWord = 4 * 32;
+  const std::string a = "ld.global.u32 %r3, [%rd1];\n", b = "ld.global.u32 %r4, [%rd1+128];\n";
+  const std::string use_a = "add.u32 %r1, %r1, %r3;\n", use_b = "add.u32 %r1, %r1, %r4;\n";
+  EXPECT_EQ(bytes_in_flight(a + use_a), kWord);
+  EXPECT_EQ(bytes_in_flight(a + b + use_a + use_b), 2 * kWord);
+  EXPECT_EQ(bytes_in_flight(a + use_a + b + use_b), 2 * kWord);  // ptxas moves the second one up
+  EXPECT_EQ(bytes_in_flight(a + use_a + "st.global.u32 [%rd1], %r1;\n" + b + use_b), kWord);
+  EXPECT_EQ(bytes_in_flight(a + use_a + "bar.sync 0;\n" + b + use_b), kWord);
+  EXPECT_EQ(bytes_in_flight(a + use_a + "st.shared.u32 [tile], %r1;\n" + b + use_b), 2 * kWord);
+  // An address that was loaded: zeros.
+  EXPECT_EQ(bytes_in_flight(a + "cvt.u64.u32 %rd2, %r3;\nadd.u64 %rd2, %rd2, %rd1;\nld.global.u32 %r4, [%rd2];\n"),
+            kWord);
+  EXPECT_EQ(bytes_in_flight("ld.global.v4.u32 {%r3, %r4, %r5, %r6}, [%rd1];\n" + b), 5 * kWord);
+  EXPECT_EQ(bytes_in_flight(""), 0);
+}
+
+TEST(GpusimInFlight, IsTheMeanOverWhatIsLoaded) {
+  // A word before the loop, two in each of its four turns.
+  EXPECT_EQ(bytes_in_flight("ld.global.u32 %r3, [%rd1];\nL:\nld.global.u32 %r4, [%rd1+128];\n"
+                            "ld.global.u32 %r6, [%rd1+256];\nadd.u32 %r1, %r1, %r4;\nadd.u32 %r2, %r2, 1;\n"
+                            "setp.lt.u32 %p, %r2, 4;\n@%p bra L;\nadd.u32 %r1, %r1, %r3;\n"),
+            (8 * 2 + 1) / 9.0 * 128);
+}
+
+TEST(GpusimInFlight, AsynchronousCopiesAreOutUntilTheirWait) {
+  const auto copy = [](int at) {
+    return dsv2::concat("cp.async.ca.shared.global [tile+", at, "], [%rd1+", at, "], 16;\ncp.async.commit_group;\n");
+  };
+  const std::string wait_all = "cp.async.wait_all;\n", wait_one = "cp.async.wait_group 1;\n";
+  EXPECT_EQ(bytes_in_flight(copy(0) + copy(16) + wait_all), 2 * 512);
+  EXPECT_EQ(bytes_in_flight(copy(0) + wait_all + copy(16) + wait_all), 512);
+  EXPECT_EQ(bytes_in_flight(copy(0) + copy(16) + wait_one + copy(32) + wait_all), 2 * 512);
+}
+
 /// Each block of a cluster of two writes its shared memory and reads the other's.
 TEST(GpusimCluster, BlocksReadEachOthersSharedMemory) {
   const std::string text =

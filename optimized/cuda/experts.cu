@@ -144,8 +144,9 @@ __global__ void __launch_bounds__(kProductThreads<W>, kProductBlocks<ROWS>) expe
   }
 }
 
+// Two blocks a multiprocessor: for three, ptxas spills a few bytes on sm_86 and up.
 template <bool TENSOR, Storage W>
-__global__ void __launch_bounds__(kTileThreads) experts_act_tiles_kernel(Experts x) {
+__global__ void __launch_bounds__(kTileThreads, 2) experts_act_tiles_kernel(Experts x) {
   __shared__ TileMemory<TENSOR> memory;
   const ExpertsParams& p = x.p;
   const Group tile = x.tile(blockIdx.y);
