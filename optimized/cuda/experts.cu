@@ -85,7 +85,8 @@ struct Experts {
 
 /// blockIdx.y: the i-th expert that has tokens; the last one is the shared MLP where there is one.
 template <Storage W, int ROWS>
-__global__ void __launch_bounds__(kProductThreads<W>, kProductBlocks<ROWS>) experts_act_rows_kernel(Experts x) {
+__global__ void __launch_bounds__(kProductThreads<W>, kProductBlocks<W == Storage::f32 ? 2 * ROWS : ROWS>)
+    experts_act_rows_kernel(Experts x) {
   __shared__ ProductMemory memory;
   const ExpertsParams& p = x.p;
   const bool shared = x.has_shared() && blockIdx.y + 1 == gridDim.y;
@@ -144,7 +145,7 @@ __global__ void __launch_bounds__(kProductThreads<W>, kProductBlocks<ROWS>) expe
   }
 }
 
-// Two blocks a multiprocessor: for three, ptxas spills a few bytes on sm_86 and up.
+// Two blocks of a multiprocessor: for three, ptxas spills a few bytes on sm_86 and up.
 template <bool TENSOR, Storage W>
 __global__ void __launch_bounds__(kTileThreads, 2) experts_act_tiles_kernel(Experts x) {
   __shared__ TileMemory<TENSOR> memory;

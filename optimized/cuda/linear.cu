@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(kProductThreads<W>, kProductBlocks<ROWS>) line
 }
 
 template <bool TENSOR, Storage W>
-__global__ void __launch_bounds__(kTileThreads) linear_tiles_kernel(LinearParams p) {
+__global__ void __launch_bounds__(kTileThreads, 2) linear_tiles_kernel(LinearParams p) {
   __shared__ TileMemory<TENSOR> memory;
   int block = blockIdx.x;
   const LinearSegment& s = segment_of(p, block, kTile);
