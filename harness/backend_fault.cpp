@@ -18,7 +18,7 @@ void fail_record(Record& record, std::string what, const std::string& reason) {
   Comparison c;
   c.name = std::move(what);
   c.passed = false;
-  c.reason = concat(c.name, ": ", reason);
+  c.reason = reason;
   record.add(c);
 }
 

@@ -69,6 +69,11 @@ open many
 shows many PASSED 'Show all 1,' 'Run: third.json'
 (($(grep -o '<tr>' "$work/many.shown" | wc -l) < 400)) || die "many: every row is drawn at once"
 
+# What a simulator counted: recorded, as there may be no nvcc.
+"$dsv2" report "$source/reports/cuda-sim-decode.json" "$source/reports/ocr.json" --html "$work/recorded.html"
+open recorded
+shows recorded 'Modelled, not measured' experts_act_rows 'DRAM 1.0' 'What was read' 'Wrong characters'
+
 # Planted faults, and a gate that missed one.
 "$dsv2" selftest --seeds 1 --seed 1 --json "$work/selftest.json" >/dev/null
 "$dsv2" report "$work/selftest.json" --html "$work/selftest.html"
