@@ -201,7 +201,8 @@ Json beside_measured(const Json& modelled_report, const Json& measured_report) {
   const auto work_of = [](const Json& record) {
     std::string name = record.at("name");
     constexpr std::string_view kSimulated = "/cuda-sim/";
-    if (const std::size_t at = name.find(kSimulated); at != name.npos) name.replace(at, kSimulated.size(), "/cuda/");
+    if (const std::size_t at = name.find(kSimulated); at != std::string::npos)
+      name.replace(at, kSimulated.size(), "/cuda/");
     return name;
   };
   std::map<std::string, const Json*> measured;

@@ -56,8 +56,10 @@ Backend racing() {
 }
 
 TEST(BackendFault, AFindingFailsTheCaseInWhichItWasMade) {
-  const std::vector<OpCase> cases = chosen_cases(
-      {{"rms_norm"}, {"f32"}, [](std::string_view name) { return name.find("tiny-mla/b1-s1-p0/f32/n") != name.npos; }});
+  const std::vector<OpCase> cases =
+      chosen_cases({{"rms_norm"}, {"f32"}, [](std::string_view name) {
+                      return name.find("tiny-mla/b1-s1-p0/f32/n") != std::string_view::npos;
+                    }});
   ASSERT_FALSE(cases.empty());
   const Backend backend = racing();
   std::vector<Status> statuses;

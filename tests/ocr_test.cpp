@@ -162,7 +162,7 @@ struct EditedModel {
 
 TEST(OcrProcessor, NamesWhatItsFilesGetWrong) {
   using nlohmann::json;
-  const auto set = [](const char* key, json value) {
+  const auto set = [](const char* key, const json& value) {
     return [=](json j) {
       j[key] = value;
       return j;

@@ -99,7 +99,7 @@ std::string encoded(const Kind& kind) { return encoded(kind, rows_of(kind)); }
 class PngFile : public ::testing::Test {
  protected:
   std::filesystem::path write(std::string_view bytes) {
-    const auto file = folder_ / "picture.png";
+    auto file = folder_ / "picture.png";
     write_text_file(file, bytes);
     return file;
   }
