@@ -145,22 +145,23 @@ class Training:
         return text_loss.item(), balance.item() / len(self.model.moe_layers()), ids.numel()
 
     def run(self, log_every=100, save_every=250):
-        began, first, sums = time.monotonic(), self.step, np.zeros(3)
+        began, first, sums, summed = time.monotonic(), self.step, np.zeros(3), 0
         with open(os.path.join(self.out, "log.jsonl"), "a", encoding="utf-8") as log:
             while self.step < self.hyper["steps"]:
                 sums += self.train_step()
+                summed += 1
+                if self.step % save_every == 0:
+                    self.save()
                 if self.step % log_every and self.step < self.hyper["steps"]:
                     continue
-                loss, balance, tokens = sums / log_every
-                sums[:] = 0
+                loss, balance, tokens = sums / summed
+                sums[:], summed = 0, 0
                 entry = {"step": self.step, "loss": round(loss, 4), "balance": round(balance, 3),
                          "difficulty": round(self.curriculum.difficulty, 3), "tokens_a_step": round(tokens)}
                 print(json.dumps(entry), file=log, flush=True)
                 each = (time.monotonic() - began) / (self.step - first)
                 left = each * (self.hyper["steps"] - self.step) / 60
                 print(f"{self.kind} {entry} {each:.2f} s a step, {left:.0f} min left", file=sys.stderr, flush=True)
-                if self.step % save_every == 0:
-                    self.save()
         self.save()
 
 
