@@ -154,7 +154,7 @@ class Training:
                     self.save()
                 if self.step % log_every and self.step < self.hyper["steps"]:
                     continue
-                loss, balance, tokens = sums / summed
+                loss, balance, tokens = map(float, sums / summed)
                 sums[:], summed = 0, 0
                 entry = {"step": self.step, "loss": round(loss, 4), "balance": round(balance, 3),
                          "difficulty": round(self.curriculum.difficulty, 3), "tokens_a_step": round(tokens)}
