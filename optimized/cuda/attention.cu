@@ -137,19 +137,28 @@ __device__ inline void dot(float (&scores)[KEYS][HEADS], const typename Lane::Wo
 /// exp(x - most), 0 where x is -infinity, also if nothing has been seen yet.
 __device__ inline float weight_of(float x, float most) { return expf(x - (most == -INFINITY ? 0.0f : most)); }
 
+/// What a part of the keys gave a head of a query: its sums [dv], and behind those of all parts their maximum and total.
+struct Part {
+  float *sums, *ends;
+};
+__device__ inline Part part_of(const AttentionParams& p, std::int64_t head, int part) {
+  const std::int64_t all = static_cast<std::int64_t>(p.batch) * p.tokens * p.heads * p.splits;
+  const std::int64_t at = head * p.splits + part;
+  return {p.partial + at * p.dv, p.partial + all * p.dv + at * 2};
+}
+
 /// The first `parts` parts of `heads` heads of a query, in an order that depends on their number alone; by a block.
 __device__ void combine(const AttentionParams& p, std::int64_t first_head, int heads, int parts, float* weights) {
-  const float* partial = p.partial + first_head * p.splits * (p.dv + 2);
   const int lane = threadIdx.x % kWarp;
   for (int h = threadIdx.x / kWarp; h < heads; h += kWarps) {
-    const float* ends = partial + h * p.splits * (p.dv + 2) + p.dv;
+    const float* ends = part_of(p, first_head + h, 0).ends;
     float most = -INFINITY, total = 0;
-    for (int i = lane; i < parts; i += kWarp) most = fmaxf(most, ends[i * (p.dv + 2)]);
+    for (int i = lane; i < parts; i += kWarp) most = fmaxf(most, ends[2 * i]);
     most = warp_max(most);
     for (int i = lane; i < parts; i += kWarp) {
-      const float weight = weight_of(ends[i * (p.dv + 2)], most);
+      const float weight = weight_of(ends[2 * i], most);
       weights[h * parts + i] = weight;
-      total = fmaf(weight, ends[i * (p.dv + 2) + 1], total);
+      total = fmaf(weight, ends[2 * i + 1], total);
     }
     total = warp_sum(total);
     for (int i = lane; i < parts; i += kWarp) weights[h * parts + i] /= total;
@@ -157,10 +166,10 @@ __device__ void combine(const AttentionParams& p, std::int64_t first_head, int h
   __syncthreads();  // the weights are there
   for (int at = threadIdx.x; at < heads * p.dv; at += kThreads) {
     const int h = at / p.dv, c = at % p.dv;
-    const float* part = partial + h * p.splits * (p.dv + 2) + c;
+    const float* sums = part_of(p, first_head + h, 0).sums + c;
     float sum = 0;
 #pragma unroll 8
-    for (int i = 0; i < parts; ++i) sum = fmaf(weights[h * parts + i], part[i * (p.dv + 2)], sum);
+    for (int i = 0; i < parts; ++i) sum = fmaf(weights[h * parts + i], sums[i * p.dv], sum);
     p.y[first_head * p.dv + at] = sum;
   }
 }
@@ -350,12 +359,12 @@ __global__ void __launch_bounds__(kThreads, 2) attention_kernel(AttentionParams 
     if (p.splits == 1)
       p.y[(first + h) * p.dv + c] = found / totals[h];
     else
-      p.partial[((first + h) * p.splits + blockIdx.x) * (p.dv + 2) + c] = found;
+      part_of(p, first + h, blockIdx.x).sums[c] = found;
   }
   if (p.splits == 1) return;
   for (int h = threadIdx.x; h < at.heads; h += kThreads) {
-    float* part = p.partial + ((first + h) * p.splits + blockIdx.x) * (p.dv + 2) + p.dv;
-    part[0] = mosts[h], part[1] = totals[h];
+    float* const ends = part_of(p, first + h, blockIdx.x).ends;
+    ends[0] = mosts[h], ends[1] = totals[h];
   }
   if (!is_last_block(p.arrived + blockIdx.z * gridDim.y + blockIdx.y, gridDim.x)) return;
   combine(p, first, at.heads, (total + each - 1) / each, shared);
