@@ -85,8 +85,7 @@ __device__ inline void write(float* row, int width, int c, const float (&x)[COLU
   } else {
 #pragma unroll
     for (int i = 0; i < COLUMNS; i += 4)
-      *reinterpret_cast<float4*>(row + place<COLUMNS>(width, c + i)) =
-          make_float4(x[i], x[i + 1], x[i + 2], x[i + 3]);
+      *reinterpret_cast<float4*>(row + place<COLUMNS>(width, c + i)) = make_float4(x[i], x[i + 1], x[i + 2], x[i + 3]);
   }
 }
 
@@ -137,7 +136,7 @@ __device__ inline void dot(float (&scores)[KEYS][HEADS], const typename Lane::Wo
 /// exp(x - most), 0 where x is -infinity, also if nothing has been seen yet.
 __device__ inline float weight_of(float x, float most) { return expf(x - (most == -INFINITY ? 0.0f : most)); }
 
-/// What a part of the keys gave a head of a query: its sums [dv], and behind those of all parts their maximum and total.
+/// What a part of the keys gave a head of a query: its sums [dv]; behind those of all parts, its maximum and total.
 struct Part {
   float *sums, *ends;
 };
@@ -247,6 +246,7 @@ __global__ void __launch_bounds__(kThreads, 2) attention_kernel(AttentionParams 
       }
     }
     float scores[kUnroll][HEADS] = {};
+#pragma unroll 1
     for (int c = lane * kColumns; c < p.d2; c += Of::kLanes * kColumns) {
       Word k2[kUnroll];
 #pragma unroll
@@ -460,8 +460,7 @@ void attention(const AttentionParams& p, cudaStream_t stream) {
     const dim3 grid(static_cast<unsigned>(p.splits), head_blocks(p.heads, p.key_heads),
                     static_cast<unsigned>(p.batch * p.tokens));
     const auto shared = static_cast<std::size_t>(shared_floats<kHeads, kWidth>(p)) * sizeof(float);
-    attention_kernel<decltype(lane), kHeads, kWidth, decltype(latent)::value>
-        <<<grid, kThreads, shared, stream>>>(p);
+    attention_kernel<decltype(lane), kHeads, kWidth, decltype(latent)::value><<<grid, kThreads, shared, stream>>>(p);
   };
   const auto with_heads = [&](auto lane, auto width) {
     if (heads_of(p.heads, p.key_heads) == 1) return launch(lane, Constant<1>(), width, Constant<false>());
