@@ -246,7 +246,6 @@ __global__ void __launch_bounds__(kThreads, 2) attention_kernel(AttentionParams 
       }
     }
     float scores[kUnroll][HEADS] = {};
-#pragma unroll 1
     for (int c = lane * kColumns; c < p.d2; c += Of::kLanes * kColumns) {
       Word k2[kUnroll];
 #pragma unroll
