@@ -85,8 +85,8 @@ struct Sums {
             {"other_flops", other_flops},
             {"modelled_us", us}};
   }
-  /// What a block of it takes, of the launches that move most bytes.
-  Json resources() const {
+  /// What a block of it takes, of the launches that move most bytes; `needed`: bytes in flight that hide latency.
+  Json resources(double needed) const {
     const Launches* most = nullptr;
     double stack = 0;
     for (const auto& [key, same] : shapes) {
@@ -98,6 +98,8 @@ struct Sums {
     for (const char* fact : kKernelFacts) out[fact] = most->facts.at(fact);
     for (const char* fact : kShapeFacts) out[fact] = most->facts.at(fact);
     out["stack_bytes"] = stack;
+    // A launch whose bytes are all on their way at once cannot have more of them.
+    out["bytes_in_flight_needed"] = std::min(needed, most->number("distinct_bytes"));
     return out;
   }
 };
@@ -124,6 +126,8 @@ Json modelled(const std::string& before, const std::string& after, const Bytes& 
   for (const auto& [report, sign] : {std::pair(&to, 1.0), std::pair(&from, -1.0)})
     for (const Json& kernel : report->at("kernels"))
       kernels[short_name(kernel.at("name").get<std::string>())].add(kernel, sign);
+  const double bandwidth = device.at("bandwidth_gb_s").get<double>() * 1e9;
+  const double in_flight_needed = bandwidth * device.at("latency_ns").get<double>() * 1e-9;
   Json rows = Json::array();
   Sums all;
   for (auto& [name, sums] : kernels) {
@@ -132,13 +136,12 @@ Json modelled(const std::string& before, const std::string& after, const Bytes& 
     all += sums;
     Json row = {{"name", name}};
     row.update(sums.to_json());
-    row.update(sums.resources());
+    row.update(sums.resources(in_flight_needed));
     rows.push_back(std::move(row));
   }
   std::stable_sort(rows.begin(), rows.end(),
                    [](const Json& a, const Json& b) { return a.at("modelled_us") > b.at("modelled_us"); });
   const double least = minimum.total();
-  const double bandwidth = device.at("bandwidth_gb_s").get<double>() * 1e9;
   const double roof_us = 1e6 * least / bandwidth;
   Json out = {{"device", device}, {"kernels", rows}};
   out.update(all.to_json());
@@ -147,7 +150,7 @@ Json modelled(const std::string& before, const std::string& after, const Bytes& 
   out["requested_over_minimum"] = ratio(all.requested, least);
   out["roof_us"] = roof_us;
   out["share_of_roof"] = ratio(roof_us, all.us);
-  out["bytes_in_flight_needed"] = bandwidth * device.at("latency_ns").get<double>() * 1e-9;
+  out["bytes_in_flight_needed"] = in_flight_needed;
   return out;
 }
 
@@ -177,7 +180,7 @@ Json bars(const Json& m, const BarsOf& step) {
     const double known =
         of(row, "machine_code") > 0 ? of(row, "stack_bytes") : std::numeric_limits<double>::quiet_NaN();
     if (!std::isnan(stack) && !(known <= stack)) stack = known, spilling = row.at("name");
-    const double covered = of(row, "bytes_in_flight") / of(m, "bytes_in_flight_needed");
+    const double covered = ratio(of(row, "bytes_in_flight"), of(row, "bytes_in_flight_needed"));
     if (of(row, "distinct_bytes") > kLittle * of(m, "distinct_bytes") && covered < in_flight)
       in_flight = covered, starving = row.at("name");
   }
@@ -252,13 +255,13 @@ void print_resources(const Json& m, std::ostream& out) {
                machine_code ? si(of(row, "stack_bytes"), "B") : "?", si(of(row, "static_shared_bytes"), "B"),
                si(of(row, "dynamic_shared_bytes"), "B"), fixed(of(row, "resident_blocks"), 0),
                percent(of(row, "occupancy")), si(of(row, "bytes_in_flight"), "B"),
-               fixed(ratio(of(row, "bytes_in_flight"), needed), 2)});
+               fixed(ratio(of(row, "bytes_in_flight"), of(row, "bytes_in_flight_needed")), 2)});
   }
   out << "\nregisters "
       << (machine_code ? concat("and spills by ptxas for sm_", machine_code) : "estimated from PTX: no machine code")
       << "; in flight: resident blocks x warps x the loads that need not wait for each other; needed: "
       << fixed(of(m.at("device"), "bandwidth_gb_s"), 0) << " GB/s x " << fixed(of(m.at("device"), "latency_ns"), 0)
-      << " ns = " << si(needed, "B") << '\n';
+      << " ns = " << si(needed, "B") << ", or all that a launch moves\n";
   table.print(out);
 }
 

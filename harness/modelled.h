@@ -25,9 +25,9 @@ void count_on_simulator(const std::string& device);
 ///
 ///     {device, kernels: [{name, launches, blocks, distinct_bytes, requested_bytes, ideal_bytes, shared_wavefronts,
 ///      shared_ideal_wavefronts, tensor_flops, other_flops, modelled_us, registers, machine_code, stack_bytes,
-///      static_shared_bytes, dynamic_shared_bytes, resident_blocks, occupancy, bytes_in_flight}], the sums of launches
-///      to modelled_us, minimum_bytes (of `cost`), distinct_over_minimum, requested_over_minimum, roof_us,
-///      share_of_roof, bytes_in_flight_needed}
+///      static_shared_bytes, dynamic_shared_bytes, resident_blocks, occupancy, bytes_in_flight,
+///      bytes_in_flight_needed}], the sums of launches to modelled_us, minimum_bytes (of `cost`),
+///      distinct_over_minimum, requested_over_minimum, roof_us, share_of_roof, bytes_in_flight_needed}
 ///
 /// modelled_us: of each launch max(distinct bytes / (0.93 bandwidth), tensor FLOPs / (0.8 dense peak), other FLOPs /
 /// f32 peak) + 1 us. Distinct bytes are 32-byte sectors that a launch touches, what DRAM must move where no cache helps
@@ -38,7 +38,8 @@ void count_on_simulator(const std::string& device);
 /// These and what follows them are of the launches that move most of the kernel's bytes; stack_bytes is the largest.
 /// bytes_in_flight: blocks resident on the device x warps of a block x the loads that a straight line of code can issue
 /// together, none needing another's value (gpusim/in_flight.cpp). bytes_in_flight_needed: bandwidth x latency of idle
-/// DRAM, by Little's law; under load it takes more.
+/// DRAM, by Little's law; under load it takes more. Of a kernel, at most what a launch moves: no more can be on its
+/// way.
 Json modelled(const std::string& before, const std::string& after, const Bytes& minimum);
 
 /// What bars are for: the step that was counted.

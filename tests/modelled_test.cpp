@@ -98,6 +98,14 @@ TEST(Modelled, ResourcesAreOfTheLaunchesThatMoveMost) {
   EXPECT_NEAR(m.at("bytes_in_flight_needed"), 4e5, 1e-6);
 }
 
+TEST(Modelled, NoMoreBytesAreNeededInFlightThanALaunchMoves) {
+  const auto needed = [](double bytes) {
+    return only(5, bytes, 0, 0).at("kernels").at(0).at("bytes_in_flight_needed").get<double>();
+  };
+  EXPECT_NEAR(needed(3e5), 3e5, 1e-6);
+  EXPECT_NEAR(needed(1e7), 4e5, 1e-6);
+}
+
 /// The bar of a name; null where there is none.
 Json bar(const Json& bars, const char* name) {
   for (const Json& b : bars)

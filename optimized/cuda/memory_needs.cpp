@@ -14,8 +14,8 @@ std::int64_t copied_bytes(const Config& config, DType stored, const Options&) {
 
 /// The sum of what CudaDecoder asks of its buffers, and the logits that it computes.
 std::int64_t buffer_bytes(const Config& c, const Options&, std::int64_t B, std::int64_t S, std::int64_t T) {
-  // attention_splits() gives every processor a few blocks, each of a few heads; a split has 64 keys or more.
-  constexpr std::int64_t kMostBlocks = 1024, kHeadsOfBlock = 8, kLeastKeys = 64;
+  // attention_splits() gives every processor a few blocks, each of a few heads; most splits have 32 keys or more.
+  constexpr std::int64_t kMostBlocks = 1024, kHeadsOfBlock = 8, kLeastKeys = 32;
   const std::int64_t N = B * S, D = c.hidden_size, H = c.num_attention_heads;
   std::int64_t token = 3 * D + 1 + c.rope_dim() + H * (c.qk_head_dim() + c.rope_dim() + c.value_head_dim());
   if (c.use_mla)
