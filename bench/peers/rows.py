@@ -70,6 +70,13 @@ def busy_warning(processors):
             f"({processors['min']:.1f}-{processors['max']:.1f}).**")
 
 
+def ratio_at_the_roof(row):
+    """The ratio to the peer with ours at the roof of the run: what no other program could exceed either."""
+    if row["ratio"] is None or not row["ours_share_of_roof"]:
+        return None
+    return row["ratio"] / row["ours_share_of_roof"]
+
+
 def markdown(report):
     """The table of every row, with what its conditions were above it."""
 
@@ -97,15 +104,16 @@ def markdown(report):
         f"{limit('peak_f32_gflop_s', 'GFLOP/s')}. Tokens/s: median of {report['rounds']} alternating rounds "
         f"(quartiles).{busy_warning(machine.get('processors_busy_elsewhere'))}",
         "",
-        "| shape | what | depth | weights | KV | dsv2 | of roof | peer | weights, KV | tokens/s | of roof | ratio |",
-        "|---|---|--:|---|---|--:|--:|---|---|--:|--:|--:|",
+        "| shape | what | depth | weights | KV | dsv2 | of roof | peer | weights, KV | tokens/s | of roof | ratio | at the roof |",
+        "|---|---|--:|---|---|--:|--:|---|---|--:|--:|--:|--:|",
     ]
     for row in report["rows"]:
         what = f"{row['what']} {row['prompt']}" if row["what"] == "prefill" else row["what"]
         cells = [row["shape"], what, str(row["depth"]), row["dtype"], row["kv_dtype"], spread(row, "ours"),
                  percent(row["ours_share_of_roof"]), row["peer_name"], f"{row['peer_dtype']}, {row['peer_kv_dtype'] or '-'}",
                  spread(row, "peer"),
-                 percent(row["peer_share_of_roof"]), "-" if row["ratio"] is None else f"**{row['ratio']:.2f}**"]
+                 percent(row["peer_share_of_roof"]), "-" if row["ratio"] is None else f"**{row['ratio']:.2f}**",
+                 number(ratio_at_the_roof(row), 2) or "-"]
         lines.append("| " + " | ".join(cells) + " |")
     missing = sorted({f"{row['shape']} {row['dtype']}: {row[key]}" for row in report["rows"]
                       for key in ("ours_reason", "peer_reason") if row.get(key)})
