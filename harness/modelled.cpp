@@ -250,6 +250,7 @@ void print_resources(const Json& m, std::ostream& out) {
       {"kernel", "registers", "spills", "shared, static", "dynamic", "blocks/SM", "occupancy", "in flight", "/needed"});
   int machine_code = 0;
   for (const Json& row : m.at("kernels")) {
+    if (of(row, "blocks") == 0) continue;  // a library's
     machine_code = row.at("machine_code").get<int>();
     table.add({row.at("name").get<std::string>(), fixed(of(row, "registers"), 0),
                machine_code ? si(of(row, "stack_bytes"), "B") : "?", si(of(row, "static_shared_bytes"), "B"),
