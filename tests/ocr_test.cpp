@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "harness/backends.h"
 #include "harness/ocr_task.h"
 #include "model/error.h"
 #include "model/weights.h"
@@ -42,15 +43,18 @@ struct Task {
     set = OcrSet::load(kHome / "heldout/lines", processor);
     answers =
         OcrAnswers::load(kHome / ("heldout/lines." + name + ".safetensors"), set.pictures.size(), config.vocab_size);
-    set.files.resize(kLines), set.fonts.resize(kLines), set.texts.resize(kLines), set.pictures.resize(kLines);
-    answers.ids.resize(kLines), answers.logits.resize(kLines);
+    keep(kLines);
     weights = Weights::load(model, config);
   }
-  Record check(const Config& computed, DType dtype = DType::f32) const {
+  void keep(std::size_t lines) {
+    set.files.resize(lines), set.fonts.resize(lines), set.texts.resize(lines), set.pictures.resize(lines);
+    answers.ids.resize(lines), answers.logits.resize(lines);
+  }
+  Record check(const Config& computed, DType dtype = DType::f32, const Backend& backend = cpu::backend()) const {
     Options options;
     options.dtype = dtype, options.kv_dtype = dtype == DType::f32 ? DType::f32 : DType::bf16, options.threads = 2;
-    const auto decoder = cpu::backend().create(computed, weights, options);
-    return check_ocr("tiny", set, answers, processor, *decoder, cpu::backend()).front();
+    const auto decoder = backend.create(computed, weights, options);
+    return check_ocr("tiny", set, answers, processor, *decoder, backend).front();
   }
 
   static constexpr std::size_t kLines = 12;
@@ -74,6 +78,18 @@ TEST_P(OcrGate, PassesTheDecoder) {
   EXPECT_EQ(r.ocr.at("otherwise_than_torch"), 0);
   EXPECT_EQ(r.ocr.at("top1"), 1.0);
   EXPECT_LT(r.ocr.at("kl_max").get<double>(), 1e-9);
+}
+
+// Decode steps as users run them, in fused kernels, with heads that are wide enough for all of those.
+TEST_P(OcrGate, PassesTheCudaKernels) {
+  const Backend& simulated = find_backend("cuda-sim");
+  if (const auto why = simulated.unavailable()) GTEST_SKIP() << *why;
+  Task task(GetParam());
+  task.keep(4);  // few enough rows
+  const Record r = task.check(task.config, DType::f32, simulated);
+  EXPECT_EQ(r.status, Status::passed) << r.reason;
+  EXPECT_EQ(r.ocr.at("otherwise_than_torch"), 0);
+  EXPECT_TRUE(simulated.findings().empty());
 }
 
 TEST_P(OcrGate, RejectsAnotherAngle) {
