@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "harness/backend_fault.h"
 #include "optimized/cpu/backend.h"
 #include "reference/backend.h"
 
@@ -108,8 +109,13 @@ std::span<const Backend> backends() {
   return kBackends;
 }
 
+std::optional<std::string> why_not(const Backend& backend) {
+  if (auto why = lost(backend.name)) return why;
+  return backend.unavailable();
+}
+
 std::optional<std::string> why_not(const Backend& backend, const Config& config, const Options& options) {
-  if (auto why = backend.unavailable()) return why;
+  if (auto why = why_not(backend)) return why;
   return backend.unsupported(config, options);
 }
 

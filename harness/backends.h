@@ -16,7 +16,9 @@ std::span<const Backend> backends();
 /// Throws Error listing the known names.
 const Backend& find_backend(std::string_view name);
 
-/// Why `backend` cannot run this here: what the machine lacks, or the backend; nullopt: it can.
+/// Why `backend` cannot run here: what the machine lacks, or that it broke before; nullopt: it can.
+std::optional<std::string> why_not(const Backend& backend);
+/// The same of this model: or what the backend lacks.
 std::optional<std::string> why_not(const Backend& backend, const Config& config, const Options& options);
 
 /// A known backend that this machine cannot run: `dsv2` exits with 4.

@@ -316,10 +316,10 @@ Record bisect_record(const BisectWork& work, std::string_view backend, const Opt
       c.name = concat(op.call, ": ", op.tap, " (free-running)");
       r.add(c);
     }
-  if (bisection.stopped && r.status != Status::failed) {
-    r.status = bisection.broke ? Status::failed : Status::error;
-    r.reason = bisection.stopped->what();
-  }
+  if (bisection.broke)
+    book_error(r, BackendFault(bisection.stopped->what()));
+  else if (bisection.stopped && r.status != Status::failed)
+    book_error(r, *bisection.stopped);
   if (r.compared == 0) r.reason = "the case has no call to run";
   for (const BisectOp& op : bisection.ops) {
     OpShare& s = r.bisect.emplace_back();

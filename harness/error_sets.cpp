@@ -6,6 +6,7 @@
 #include <string>
 
 #include "harness/backend_fault.h"
+#include "harness/backends.h"
 #include "harness/generate.h"
 #include "harness/json.h"
 #include "model/file.h"
@@ -156,7 +157,7 @@ std::vector<Record> run_calls(const fs::path& folder, const Json& json, std::spa
       const auto id = require<std::string>(entry, "id", source);
       Record r = blank(folder.filename().string() + "/" + id, backend->name, options);
       if (!wanted(r.name)) continue;
-      if (const auto why = lost(backend->name)) {
+      if (const auto why = why_not(*backend)) {
         r.status = Status::skipped;
         r.reason = *why;
         records.push_back(std::move(r));

@@ -503,9 +503,7 @@ std::vector<Record> run_case(const GoldenCase& golden, const Backend& backend, c
     blank.reason = "the double reference is what low precision is judged by here";
     return {blank};
   }
-  std::optional<std::string> why = lost(backend.name);
-  if (!why) why = why_not(backend, golden.config, options.decoder);
-  if (why) {
+  if (const auto why = why_not(backend, golden.config, options.decoder)) {
     blank.reason = *why;
     return {blank};
   }

@@ -8,6 +8,7 @@
 #include <ostream>
 
 #include "harness/backend_fault.h"
+#include "harness/backends.h"
 #include "harness/flags.h"
 #include "harness/generate.h"
 #include "harness/modelled.h"
@@ -97,10 +98,8 @@ Record OpRun::on(const Backend& backend, const Options& given, const TimeOp& tim
   r.depth = c.past;
   r.seed = seed_;
   const Options options = op_options(c, backend, given);
-  std::optional<std::string> unable = lost(backend.name);
-  if (!unable) unable = backend.unavailable();
-  if (unable) {
-    r.reason = *unable;
+  if (const auto why = why_not(backend)) {
+    r.reason = *why;
     return r;
   }
   const OpKernel* kernel = find_op(backend, c.op);

@@ -37,8 +37,7 @@ class OpRun {
   /// Runs it twice, from memory poisoned in two ways: the outputs must be right (OpJudge), the same bits both times,
   /// nothing written behind them, and the inputs untouched. `time`, when given, is called between the two; the record
   /// fails when timed outputs do not follow their inputs. A simulated backend is counted instead, once (modelled.h).
-  /// Status skipped, with the reason, where the backend lacks the
-  /// op.
+  /// Status skipped, with the reason, where the backend lacks the op.
   Record on(const Backend& backend, const Options& options, const TimeOp& time = {});
   const OpProblem& problem() const { return problem_; }
 
