@@ -23,7 +23,7 @@ constexpr int kStreamed = 8;
 /// Fetches a row that one query reads once: not for the outer caches to keep.
 template <class T>
 void prefetch(const T* row, std::int64_t width) {
-  for (std::int64_t i = 0; i < width; i += static_cast<std::int64_t>(64 / sizeof(T))) __builtin_prefetch(row + i, 0, 0);
+  for (std::int64_t i = 0; i < width; i += static_cast<std::int64_t>(64 / sizeof(T))) __builtin_prefetch(row + i, 0, 2);
 }
 
 template <class T>
