@@ -20,10 +20,9 @@ constexpr std::int64_t kColumns = kTileVectors * kWidth;
 // Keys that one query meets at a time.
 constexpr int kStreamed = 8;
 
-/// Fetches a row that one query reads once: not for the outer caches to keep.
 template <class T>
 void prefetch(const T* row, std::int64_t width) {
-  for (std::int64_t i = 0; i < width; i += static_cast<std::int64_t>(64 / sizeof(T))) __builtin_prefetch(row + i, 0, 2);
+  for (std::int64_t i = 0; i < width; i += static_cast<std::int64_t>(64 / sizeof(T))) prefetch_line(row + i);
 }
 
 template <class T>
@@ -283,8 +282,9 @@ void stream_values(const AttentionParams& p, const T* v, std::int64_t keys, cons
   for (int j = 0; j < Vectors; ++j) store(out + column + j * kWidth, acc[j]);
 }
 
+/// `then` (null: none) is the query whose keys are read after these.
 template <class K1, class K2, class T>
-void attend_one(const AttentionParams& p, const Query& q) {
+void attend_one(const AttentionParams& p, const Query& q, const Query* then) {
   alignas(64) float scores[1][kKeyBlock];
   Softmax<1> softmax;
   float* out = p.out + ((q.b * p.tokens + q.s) * p.heads + q.h) * p.dv;
@@ -306,7 +306,11 @@ void attend_one(const AttentionParams& p, const Query& q) {
       for (std::int64_t i = 0; i < block_end - t; ++i) weights[i] *= widen(scales[i]);
     }
     const K1* next = key_row<K1>(p.k1, q.b, head, t + kKeyBlock);
-    const std::int64_t following = end - t - kKeyBlock;  // keys of the blocks to come
+    std::int64_t following = end - t - kKeyBlock;  // keys of the blocks to come
+    if (following <= 0 && then) {
+      next = key_row<K1>(p.k1, then->b, then->h / (p.heads / p.key_heads), 0);
+      following = key_end(p, *then);
+    }
     const auto fetch = [&](std::int64_t n) {
       if (n < following) prefetch(next + n * p.k1.row_stride, p.d1);
     };
@@ -586,8 +590,8 @@ void with_storage(const AttentionParams& p, F&& f) {
 }
 
 template <class K1, class K2, class T>
-void attend(const AttentionParams& p, const Query* queries, std::int64_t count) {
-  if (count == 1) return attend_one<K1, K2, T>(p, queries[0]);
+void attend(const AttentionParams& p, const Query* queries, std::int64_t count, const Query* then) {
+  if (count == 1) return attend_one<K1, K2, T>(p, queries[0], then);
 #if defined(__AVX512BF16__)
   if (p.rounds) return attend_block<Rounded, K1, K2, T>(p, queries, count);
 #endif
@@ -602,16 +606,22 @@ void attention(const AttentionParams& p, Range items) {
   // Rows so wide that a block of queries does not fit are taken in several passes over the keys.
   const std::int64_t fit = Scratch<Exact>::kElements / row_width<Exact>(p);
   const std::int64_t pass = fit < p.query_block ? fit : p.query_block;
+  // The last queries see the most keys: they come first, so that no thread is left with them alone.
+  const auto first_of = [&](std::int64_t i) { return (blocks - 1 - i % blocks) * p.query_block; };
+  const auto query = [&](std::int64_t i, std::int64_t row) {
+    return Query{i / blocks / p.key_heads, row / group, i / blocks % p.key_heads * group + row % group};
+  };
   for (std::int64_t i = items.begin; i < items.end; ++i) {
-    // The last queries see the most keys: they come first, so that no thread is left with them alone.
-    const std::int64_t first = (blocks - 1 - i % blocks) * p.query_block, head = i / blocks % p.key_heads;
+    const std::int64_t first = first_of(i);
     const std::int64_t end = first + p.query_block < queries ? first + p.query_block : queries;
+    const bool last = i + 1 == items.end;
+    const Query then = last ? Query{} : query(i + 1, first_of(i + 1));
     for (std::int64_t from = first; from < end; from += pass) {
       const std::int64_t count = end - from < pass ? end - from : pass;
       Query block[kQueryBlock];
-      for (std::int64_t r = 0; r < count; ++r)
-        block[r] = {i / blocks / p.key_heads, (from + r) / group, head * group + (from + r) % group};
-      with_storage(p, [&]<class K1, class K2, class T>() { attend<K1, K2, T>(p, block, count); });
+      for (std::int64_t r = 0; r < count; ++r) block[r] = query(i, from + r);
+      with_storage(p,
+                   [&]<class K1, class K2, class T>() { attend<K1, K2, T>(p, block, count, last ? nullptr : &then); });
     }
   }
 }

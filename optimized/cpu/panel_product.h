@@ -142,11 +142,11 @@ inline void float_tile(const Rows& x, const char* const* panels, const char* con
   std::int64_t k = 0;
   if constexpr (Prefetch) {
     for (; k < steps - kAhead / 64; ++k) {
-      for (int p = 0; p < P; ++p) __builtin_prefetch(w[p] + k * 64 + kAhead, 0, 2);
+      for (int p = 0; p < P; ++p) prefetch_line(w[p] + k * 64 + kAhead);
       S::template run<M, P>(xs, w, k, acc);
     }
     for (; k < steps; ++k) {
-      for (int p = 0; p < P; ++p) __builtin_prefetch(next[p] + (k - steps) * 64 + kAhead, 0, 2);
+      for (int p = 0; p < P; ++p) prefetch_line(next[p] + (k - steps) * 64 + kAhead);
       S::template run<M, P>(xs, w, k, acc);
     }
   } else {
@@ -201,7 +201,7 @@ void float_block(const Rows& x, std::int64_t rows, const char* const* w, const c
 // Bytes ahead, of all panels of a tile together, that are asked for while it streams them: as measured, int8 alone
 // wants fewer where one row leaves the core waiting for memory in any case.
 template <bool kInt4, int M>
-constexpr std::int64_t kAheadInt = 9216;
+constexpr std::int64_t kAheadInt = kInt4 || M > 1 ? 9216 : 4608;
 
 using I = std::int32_t __attribute__((vector_size(4 * kWidth)));
 
@@ -263,8 +263,8 @@ inline void group_dot(const IntRow (&x)[M], std::int64_t padded, const char* con
   };
   for (int c = 0; c < Q::kChunks; ++c) {
     if constexpr (Prefetch) {
-      __asm__ volatile("");
-      for (int p = 0; p < P; ++p) __builtin_prefetch(Q::chunk(ahead[p], group, c), 0, 2);
+      __asm__ volatile("");  // an unrolled loop would ask for a whole group's lines at once
+      for (int p = 0; p < P; ++p) prefetch_line(Q::chunk(ahead[p], group, c));
     }
     __m512i w[P];
     for (int p = 0; p < P; ++p) w[p] = get_as<__m512i>(Q::chunk(block[p], group, c));
@@ -307,8 +307,8 @@ inline void group_dot(const IntRow (&x)[M], std::int64_t, const char* const (&bl
       for (int v = 0; v < kVectors; ++v) dot[m][p][v] = broadcast_int(-Q::kOffset * x[m].sum[column / kQuantGroup]);
   for (int c = 0; c < Q::kChunks; ++c) {
     if constexpr (Prefetch) {
-      __asm__ volatile("");
-      for (int p = 0; p < P; ++p) __builtin_prefetch(Q::chunk(ahead[p], group, c), 0, 2);
+      __asm__ volatile("");  // an unrolled loop would ask for a whole group's lines at once
+      for (int p = 0; p < P; ++p) prefetch_line(Q::chunk(ahead[p], group, c));
     }
     U w[P][kVectors];
     for (int p = 0; p < P; ++p)
@@ -351,7 +351,7 @@ inline void int_tile(const Rows& rows, const char* const* panels, const char* co
       block[p] = panels[p] + b * Q::kBytes;
       ahead[p] = b + kBlocksAhead < blocks ? block[p] + kBlocksAhead * Q::kBytes
                                            : next[p] + (b + kBlocksAhead - blocks) * Q::kBytes;
-      if constexpr (Prefetch) __builtin_prefetch(ahead[p], 0, 2);
+      if constexpr (Prefetch) prefetch_line(ahead[p]);
     }
     for (int group = 0; group < 2; ++group) {
       const std::int64_t column = b * kQuantBlock + group * kQuantGroup;

@@ -82,6 +82,9 @@ inline V load(const std::int8_t* p, std::int64_t n) {
 inline void store(float* p, V v) { __builtin_memcpy(p, &v, sizeof v); }
 inline void store(float* p, V v, std::int64_t n) { __builtin_memcpy(p, &v, static_cast<std::size_t>(n) * sizeof *p); }
 
+/// Asks for a line into the second-level cache: the first has too few buffers for all that memory can have on its way.
+inline void prefetch_line(const void* p) { __builtin_prefetch(p, 0, 2); }
+
 /// a * b + c, rounded once where the instruction set can.
 inline V fma(V a, V b, V c) {
 #if defined(__AVX512F__)
