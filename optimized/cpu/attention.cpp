@@ -344,11 +344,11 @@ struct Exact {
   using Element = float;
   static constexpr std::int64_t kStep = kWidth;
   template <int M, int N>
-  static void step(const float* q, const float* k, std::int64_t width, V (&acc)[M][N]) {
+  static void step(const float* q, std::int64_t q_stride, const float* k, std::int64_t k_stride, V (&acc)[M][N]) {
     V ks[N];
-    for (int n = 0; n < N; ++n) ks[n] = load(k + n * width);
+    for (int n = 0; n < N; ++n) ks[n] = load(k + n * k_stride);
     for (int m = 0; m < M; ++m) {
-      const V qs = load(q + m * width);
+      const V qs = load(q + m * q_stride);
       for (int n = 0; n < N; ++n) acc[m][n] = fma(qs, ks[n], acc[m][n]);
     }
   }
@@ -362,13 +362,14 @@ struct Exact {
     }
   }
 
-  /// Values: a vector of columns of one key.
+  /// Values: vectors of columns of one key, `last` columns in the last one.
   static constexpr int kKeys = 1;
   using Weight = float;
   static void weigh(const float* weights, float* to) { __builtin_memcpy(to, weights, kKeyBlock * sizeof *to); }
   template <class T>
-  static V interleave(const T* v, std::int64_t, std::int64_t n) {
-    return n < kWidth ? load(v, n) : load(v);
+  static void interleave(const T* v, std::int64_t, std::int64_t vectors, std::int64_t last, V* to) {
+    for (std::int64_t j = 0; j < vectors; ++j)
+      to[j] = j + 1 == vectors && last < kWidth ? load(v + j * kWidth, last) : load(v + j * kWidth);
   }
   static V multiply_add(const float* weight, V values, V acc) { return fma(broadcast(*weight), values, acc); }
 };
@@ -379,12 +380,13 @@ struct Rounded {
   using Element = std::uint16_t;
   static constexpr std::int64_t kStep = 2 * kWidth;
   template <int M, int N>
-  static void step(const std::uint16_t* q, const std::uint16_t* k, std::int64_t width, V (&acc)[M][N]) {
+  static void step(const std::uint16_t* q, std::int64_t q_stride, const std::uint16_t* k, std::int64_t k_stride,
+                   V (&acc)[M][N]) {
     __m512bh ks[N];
-    for (int n = 0; n < N; ++n) __builtin_memcpy(&ks[n], k + n * width, sizeof ks[n]);
+    for (int n = 0; n < N; ++n) __builtin_memcpy(&ks[n], k + n * k_stride, sizeof ks[n]);
     for (int m = 0; m < M; ++m) {
       __m512bh qs;
-      __builtin_memcpy(&qs, q + m * width, sizeof qs);
+      __builtin_memcpy(&qs, q + m * q_stride, sizeof qs);
       for (int n = 0; n < N; ++n) acc[m][n] = _mm512_dpbf16_ps(acc[m][n], qs, ks[n]);
     }
   }
@@ -411,17 +413,30 @@ struct Rounded {
   }
   /// Columns of one key in the low halves, of the next in the high ones; `next` elements on, 0: there is none.
   template <class T>
-  static V interleave(const T* v, std::int64_t next, std::int64_t n) {
-    const auto half = [n](const T* at) {
-      const V x = n < kWidth ? load(at, n) : load(at);
-      if constexpr (sizeof(T) == 4) {
-        const __m512i wide = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(x));
-        return (U)wide << 16;
+  static void interleave(const T* v, std::int64_t next, std::int64_t vectors, std::int64_t last, V* to) {
+    std::int64_t j = 0;
+    if constexpr (sizeof(T) == 2) {
+      const auto low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37,
+                                        5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+      const auto high = _mm512_add_epi16(low, _mm512_set1_epi16(kWidth));
+      for (; next && j + 2 <= vectors && (j + 2 < vectors || last == kWidth); j += 2) {
+        const auto a = _mm512_loadu_si512(v + j * kWidth), b = _mm512_loadu_si512(v + next + j * kWidth);
+        to[j] = (V)_mm512_permutex2var_epi16(a, low, b);
+        to[j + 1] = (V)_mm512_permutex2var_epi16(a, high, b);
       }
-      return (U)x;  // exact in bf16: the low half is 0
-    };
-    const U low = half(v) >> 16;
-    return (V)(next ? low | half(v + next) : low);
+    }
+    for (; j < vectors; ++j) {
+      const auto half = [n = j + 1 < vectors ? kWidth : last](const T* at) {
+        const V x = n < kWidth ? load(at, n) : load(at);
+        if constexpr (sizeof(T) == 4) {
+          const __m512i wide = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(x));
+          return (U)wide << 16;
+        }
+        return (U)x;  // exact in bf16: the low half is 0
+      };
+      const U first = half(v + j * kWidth) >> 16;
+      to[j] = (V)(next ? first | half(v + next + j * kWidth) : first);
+    }
   }
   static V multiply_add(const std::uint16_t* weight, V values, V acc) {
     std::int32_t pair;
@@ -465,36 +480,66 @@ void copy_row(const T1* first, float scale1, std::int64_t d1, const T2* second, 
   for (std::int64_t i = filled; i < width; ++i) to[i] = 0;
 }
 
+/// Part of the keys of a block, rows `stride` elements apart, and where its columns lie in a row of queries.
+template <class Element>
+struct KeyPart {
+  const Element* rows;
+  std::int64_t stride, at, columns;
+};
+
 /// scores[r][t - begin] = q.k for every query of the block and the keys begin..end-1 that its tile may see; up to
 /// kTileKeys - 1 keys beyond are written.
 template <class A, class K1, class K2>
 void block_scores(const AttentionParams& p, const Query& any, std::int64_t count, std::int64_t begin, std::int64_t end,
                   Scratch<A>& s) {
+  using Part = KeyPart<typename A::Element>;
+  constexpr std::int64_t kKeysInCache = 16;  // with a tile of queries in a first-level cache
   const std::int64_t b = any.b, head = any.h / (p.heads / p.key_heads), width = row_width<A>(p);
   std::int64_t keys = Scratch<A>::kElements / width / kTileKeys * kTileKeys;
   keys = keys < kKeyBlock ? keys : kKeyBlock;
   for (std::int64_t first = begin; first < end; first += keys) {
     const std::int64_t n_keys = end - first < keys ? end - first : keys, tiled = padded(n_keys, kTileKeys);
-    for (std::int64_t n = 0; n < tiled; ++n) {
+    Part parts[2] = {{s.keys, width, 0, width}, {}};
+    bool in_place = false;
+    if constexpr (__is_same(K1, typename A::Element) && __is_same(K2, typename A::Element)) {
+      in_place = tiled == n_keys && p.k1.row_stride == p.d1 && p.d1 % A::kStep == 0 &&
+                 (!p.d2 || (p.k2.row_stride == p.d2 && p.d2 % A::kStep == 0));
+      if (in_place) {
+        parts[0] = {key_row<K1>(p.k1, b, head, first), p.d1, 0, p.d1};
+        if (p.d2) parts[1] = {key_row<K2>(p.k2, b, head, first), p.d2, p.d1, p.d2};
+      }
+    }
+    for (std::int64_t n = 0; n < tiled && !in_place; ++n) {
       const std::int64_t t = first + (n < n_keys ? n : n_keys - 1);
       copy_row<A>(key_row<K1>(p.k1, b, head, t), sizeof(K1) == 1 ? widen(*scales_from(p.k1, b, head, t)) : 1.0f, p.d1,
                   p.d2 ? key_row<K2>(p.k2, b, head, t) : nullptr,
                   p.d2 && sizeof(K2) == 1 ? widen(*scales_from(p.k2, b, head, t)) : 1.0f, p.d2, width,
                   s.keys + n * width);
     }
-    for (std::int64_t r = 0; r < count; r += kTileRows) {
-      const std::int64_t seen = s.visible[r] - first < tiled ? s.visible[r] - first : tiled;
-      with_count<kTileRows>(count - r < kTileRows ? count - r : kTileRows, [&]<int M>() {
-        for (std::int64_t n = 0; n < seen; n += kTileKeys) {
-          V acc[M][kTileKeys] = {};
-          const auto *q = s.queries + r * width, *k = s.keys + n * width;
-          for (std::int64_t i = 0; i < width; i += A::kStep) A::template step<M, kTileKeys>(q + i, k + i, width, acc);
-          for (int m = 0; m < M; ++m) {
-            float* to = s.scores[r + m] + (first - begin) + n;
-            sum4(acc[m][0], acc[m][1], acc[m][2], acc[m][3], to);
+    for (std::int64_t some = 0; some < tiled; some += kKeysInCache) {
+      for (std::int64_t r = 0; r < count; r += kTileRows) {
+        const std::int64_t visible = s.visible[r] - first,
+                           upto = some + kKeysInCache < tiled ? some + kKeysInCache : tiled;
+        const std::int64_t seen = visible < upto ? visible : upto;
+        with_count<kTileRows>(count - r < kTileRows ? count - r : kTileRows, [&]<int M>() {
+          for (std::int64_t n = some; n < seen; n += kTileKeys) {
+            V acc[M][kTileKeys] = {};
+            if (in_place && r == 0)
+              for (const Part& part : parts)
+                for (std::int64_t k = n; k < n + kTileKeys; ++k)
+                  prefetch(part.rows + (k + kKeysInCache) * part.stride, part.columns);
+            for (const Part& part : parts) {
+              const auto *q = s.queries + r * width + part.at, *k = part.rows + n * part.stride;
+              for (std::int64_t i = 0; i < part.columns; i += A::kStep)
+                A::template step<M, kTileKeys>(q + i, width, k + i, part.stride, acc);
+            }
+            for (int m = 0; m < M; ++m) {
+              float* to = s.scores[r + m] + (first - begin) + n;
+              sum4(acc[m][0], acc[m][1], acc[m][2], acc[m][3], to);
+            }
           }
-        }
-      });
+        });
+      }
     }
   }
 }
@@ -507,9 +552,8 @@ void block_values(const AttentionParams& p, const T* v, std::int64_t begin, std:
     const std::int64_t columns = p.dv - column < kColumns ? p.dv - column : kColumns;
     const std::int64_t vectors = (columns + kWidth - 1) / kWidth, last = columns - (vectors - 1) * kWidth;
     for (std::int64_t t = 0; t < keys; t += A::kKeys)
-      for (std::int64_t j = 0; j < vectors; ++j)
-        s.values[t / A::kKeys][j] = A::interleave(v + t * p.v.row_stride + column + j * kWidth,
-                                                  t + 1 < keys ? p.v.row_stride : 0, j + 1 < vectors ? kWidth : last);
+      A::interleave(v + t * p.v.row_stride + column, t + 1 < keys ? p.v.row_stride : 0, vectors, last,
+                    s.values[t / A::kKeys]);
     with_count<kTileVectors>(vectors, [&]<int N>() {
       for (std::int64_t r = 0; r < count; r += kTileRows) {
         const std::int64_t seen = s.visible[r] - begin < keys ? s.visible[r] - begin : keys;
