@@ -30,7 +30,7 @@ constexpr Packed packed_as() {
   return kWideRows;
 }
 
-constexpr float kLargestInteger = 127 * 128 + 63;  // 128 high + low, both in a byte
+inline constexpr float kLargestInteger = 127 * 128 + 63;  // 128 high + low, both in a byte
 
 /// Packs x[0..31] as columns column..column+31 (a multiple of 32) of a row of `padded` columns.
 template <Arithmetic A>

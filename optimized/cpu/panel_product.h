@@ -11,15 +11,15 @@
 namespace dsv2::cpu::DSV2_ISA {
 namespace {
 
-constexpr int kVectors = kPanel / kWidth;  // vectors that hold a panel's sums
+inline constexpr int kVectors = kPanel / kWidth;  // vectors that hold a panel's sums
 
 // Registers for sums (of 32 or 16), and packed rows that a tile takes at most.
 #if defined(__AVX512F__)
-constexpr int kRegisters = 24, kTileRows = 12, kTileRowsInt = 4;
+inline constexpr int kRegisters = 24, kTileRows = 12, kTileRowsInt = 4;
 #elif defined(__AVX2__)
-constexpr int kRegisters = 12, kTileRows = 6, kTileRowsInt = 2;
+inline constexpr int kRegisters = 12, kTileRows = 6, kTileRowsInt = 2;
 #else
-constexpr int kRegisters = 8, kTileRows = 2, kTileRowsInt = 1;
+inline constexpr int kRegisters = 8, kTileRows = 2, kTileRowsInt = 1;
 #endif
 
 /// Panels that a tile of M rows takes at a time: a power of two, as many of P as there are registers for.
@@ -118,13 +118,13 @@ struct Step<Arithmetic::bf16_dot> {
   }
 };
 /// What widened panels are multiplied as.
-constexpr Arithmetic kWide = Arithmetic::bf16_dot;
+inline constexpr Arithmetic kWide = Arithmetic::bf16_dot;
 #else
-constexpr Arithmetic kWide = Arithmetic::f32;
+inline constexpr Arithmetic kWide = Arithmetic::f32;
 #endif
 
 // Bytes ahead in a panel that are asked for while few rows stream it.
-constexpr std::int64_t kAhead = 1024;
+inline constexpr std::int64_t kAhead = 1024;
 
 /// c[m][p*16..] += x[m] . w[p] over `steps` steps from step `first` of the rows on; c rows are `c_stride` apart. While
 /// it runs, `next` (null: nothing) is what is read after w: the end of a sweep over w asks for it.
@@ -201,7 +201,7 @@ void float_block(const Rows& x, std::int64_t rows, const char* const* w, const c
 // Bytes ahead, of all panels of a tile together, that are asked for while it streams them: as measured, int8 alone
 // wants fewer where one row leaves the core waiting for memory in any case.
 template <bool kInt4, int M>
-constexpr std::int64_t kAheadInt = kInt4 || M > 1 ? 9216 : 4608;
+inline constexpr std::int64_t kAheadInt = kInt4 || M > 1 ? 9216 : 4608;
 
 using I = std::int32_t __attribute__((vector_size(4 * kWidth)));
 
@@ -237,7 +237,7 @@ inline V to_float(I x) { return __builtin_convertvector(x, V); }
 inline I broadcast_int(std::int32_t x) { return I{} + x; }
 
 #if defined(__AVX512VNNI__)
-constexpr int kIntSets = 3;  // high and low sums, and their float sums
+inline constexpr int kIntSets = 3;  // high and low sums, and their float sums
 
 /// dot[m][p] = sum of x q over one group of every panel row; meanwhile the same chunks of the blocks `ahead` are asked
 /// for.
@@ -284,7 +284,7 @@ inline void group_dot(const IntRow (&x)[M], std::int64_t padded, const char* con
     for (int p = 0; p < P; ++p) dot[m][p][0] = (I)_mm512_add_epi32(_mm512_slli_epi32(high[m][p], 7), low[m][p]);
 }
 #else
-constexpr int kIntSets = 2;
+inline constexpr int kIntSets = 2;
 
 /// Sums of products of pairs of 16-bit integers.
 inline I multiply_pairs(U a, I b) {

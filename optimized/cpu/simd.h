@@ -12,11 +12,11 @@ namespace dsv2::cpu::DSV2_ISA {
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int kWidth = 16;
+inline constexpr int kWidth = 16;
 #elif defined(__AVX2__)
-constexpr int kWidth = 8;
+inline constexpr int kWidth = 8;
 #else
-constexpr int kWidth = 4;
+inline constexpr int kWidth = 4;
 #endif
 
 using V = float __attribute__((vector_size(4 * kWidth)));
